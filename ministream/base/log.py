@@ -1,0 +1,67 @@
+"""Logs: standard output, one line an event, with time, level, service name and key=value fields.
+
+`text` is for people (`12:00:01.250 info  daq   scan started  frames=180`), `json` for machines: one object a
+line with the keys `time`, `level`, `service`, `event` and the event's fields.
+"""
+
+import sys
+from typing import Any, Literal, TextIO, cast
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+Logger = FilteringBoundLogger
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure(
+    service: str, *, level: LogLevel = "info", style: LogFormat = "text", stream: TextIO | None = None
+) -> None:
+    """Set up the logs of this process; `stream` is standard output unless given."""
+    render = structlog.processors.JSONRenderer(default=str) if style == "json" else _render_text
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.format_exc_info,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.WriteLoggerFactory(file=stream or sys.stdout),
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(service=service)
+
+
+def get_logger() -> Logger:
+    """Return the logger of this process: `get_logger().info("scan started", frames=180)`."""
+    return cast("Logger", structlog.get_logger())
+
+
+def format_text(event: dict[str, Any]) -> str:
+    """Render one event (as parsed from a `json` line) the way the `text` format does, without line end."""
+    fields = dict(event)
+    clock = str(fields.pop("time", ""))[11:23]
+    head = (
+        f"{clock} {fields.pop('level', 'info'):<7} {fields.pop('service', '-'):<7} {fields.pop('event', '')}"
+    )
+    traceback = fields.pop("exception", None)
+    pairs = "  ".join(f"{key}={_format_value(value)}" for key, value in fields.items())
+    line = f"{head}  {pairs}" if pairs else head
+    return f"{line}\n{traceback}" if traceback else line
+
+
+def _render_text(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return format_text(dict(event))
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return f'"{text}"' if not text or any(c in text for c in ' "=\n') else text
