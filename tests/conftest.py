@@ -1,10 +1,13 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and the rule that continuous integration skips nothing by accident."""
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+MAY_SKIP = re.compile(r"GPU|CUDA|TomoPy", re.IGNORECASE)
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder with the real scan and the golden recordings is not beside this checkout")
     return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Where MINISTREAM_TEST_NO_SKIPS is set, a skip for any reason but GPU or TomoPy is a failure."""
+    report = yield
+    if report.skipped and os.environ.get("MINISTREAM_TEST_NO_SKIPS") and not hasattr(report, "wasxfail"):
+        reason = str(call.excinfo.value) if call.excinfo else ""
+        if not MAY_SKIP.search(reason):
+            report.outcome = "failed"
+            report.longrepr = f"skipped where nothing may be: {reason}"
+    return report

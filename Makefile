@@ -1,0 +1,58 @@
+# Mini-Stream. Every target does its own set-up; all that is needed is Python 3.11 or newer.
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+BIN := .venv/bin
+FILE ?=
+ARGS ?=
+
+.PHONY: help run test lint bench lock clean install
+
+help:
+	@echo "make run [FILE=scan.h5] [ARGS=…]  stream a scan (without FILE: a phantom), reconstruct it, make a report"
+	@echo "make test                         run the tests"
+	@echo "make lint                         style, types, direction of imports"
+	@echo "make bench                        benchmarks, as ratios against peers"
+	@echo "make lock                         renew the pinned requirements"
+	@echo "make clean                        remove what make made, except output/"
+
+run: .venv/.installed
+	@$(BIN)/ministream run $(FILE) --output output $(ARGS)
+
+test: .venv/.installed-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: .venv/.installed-dev
+	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+
+install: .venv/.installed
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed (set PYTHON=/path/to/python3.11)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "python -m venv failed: on Debian, apt-get install python3-venv" >&2; exit 1; }
+
+.venv/.installed: requirements.txt pyproject.toml | .venv/bin/python
+	@echo "Installing Mini-Stream into .venv (first time only) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.txt .venv/.installed
+	@echo "Installing the test tools into .venv (first time only) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
+
+lock: | .venv/bin/python
+	@$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --group dev \
+		-c requirements.txt pyproject.toml -o requirements-dev.txt
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
