@@ -41,8 +41,19 @@ class FrameSender(_Owner, Protocol):
 
 
 class FrameReceiver(_Owner, Protocol):
-    """The right end of a link."""
+    """The right end of a link.
+
+    Attributes
+    ----------
+    lost
+        Frames that were sent and never came, as far as the sender's numbers tell.
+    refused
+        Messages that were no frame, and were passed over.
+    """
+
+    lost: int
+    refused: int
 
     def receive(self) -> Frame | None:
-        """Return the next frame, or None once the scan is over."""
+        """Return the next frame, or None once the scan is over (and on every call after that)."""
         ...

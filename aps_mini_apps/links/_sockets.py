@@ -1,0 +1,149 @@
+"""One ZeroMQ socket with all that a link needs of it: bind or connect, waits that can end, a clean end.
+
+Every `Line` has a context of its own, because that alone can tell when the last byte has left: `flush` closes
+the socket and waits for the context's end. (Nothing is flushed when a process simply exits.) A socket that is
+closed without a flush drops what is still queued, unless `close` is given a moment for it.
+"""
+
+import math
+import threading
+from typing import Self
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from aps_mini_apps.links._waiting import Patience
+from ministream.base.errors import UserError
+from ministream.base.lifecycle import SLICE
+
+SLICE_MS = round(SLICE * 1000)
+
+LARGEST_FRAME = 1 << 30
+"""Bytes: 16384 x 16384 float32. A peer that announces a larger message is disconnected by ZeroMQ."""
+
+LARGEST_REQUEST = 4096
+"""Bytes: many times the longest request of any protocol here."""
+
+_ONLY_PORT_TAKEN = (
+    "the port is in use by another program; end that one or choose another port (* is a free one)"
+)
+_BAD_BIND = "give tcp://HOST:PORT, where HOST is an address of this machine or *"
+_BAD_CONNECT = "give tcp://HOST:PORT of the program to read from"
+
+
+class Line:
+    """A ZeroMQ socket of type `kind`; it belongs to one thread at a time.
+
+    Parameters
+    ----------
+    kind
+        `zmq.PUSH`, …
+    patience
+        What ends its waits.
+    high_water_mark
+        Messages queued at this end before it blocks, in either direction; 0 is without bound.
+    largest
+        Bytes of the largest message that is taken.
+    watch
+        Connection events that `events` shall report, such as `zmq.EVENT_DISCONNECTED`.
+    """
+
+    def __init__(
+        self,
+        kind: int,
+        patience: Patience,
+        *,
+        high_water_mark: int = 0,
+        largest: int = LARGEST_FRAME,
+        watch: int = 0,
+    ) -> None:
+        self.patience = patience
+        self._context = zmq.Context()
+        self.socket = self._context.socket(kind)
+        self.socket.linger = 0
+        self.socket.sndhwm = self.socket.rcvhwm = high_water_mark
+        self.socket.maxmsgsize = largest
+        self.socket.sndtimeo = SLICE_MS
+        self._monitor = self.socket.get_monitor_socket(watch) if watch else None
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint bound or connected last, with its real port.
+
+        A wildcard host, which is bound as 0.0.0.0, reads 127.0.0.1: a peer on this machine can connect to it.
+        """
+        text = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return text.replace("//0.0.0.0:", "//127.0.0.1:")
+
+    def bind(self, endpoint: str) -> Self:
+        """Listen at `endpoint`, or close the line and raise a `UserError` that says why not."""
+        try:
+            self.socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            if error.errno == zmq.EADDRINUSE:
+                raise UserError(f"cannot listen at {endpoint}: {_ONLY_PORT_TAKEN}") from error
+            raise UserError(f"cannot listen at {endpoint} ({error}): {_BAD_BIND}") from error
+        return self
+
+    def connect(self, endpoint: str) -> Self:
+        """Connect to `endpoint` as soon as somebody listens there; `UserError` if it is no address."""
+        try:
+            self.socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise UserError(f"cannot connect to {endpoint} ({error}): {_BAD_CONNECT}") from error
+        return self
+
+    def send(self, message: bytes | bytearray, complaint: str) -> None:
+        """Queue `message` without a copy (it must not change later); wait while the queue is full."""
+
+        def taken() -> bool:
+            try:
+                self.socket.send(message, copy=False)
+            except zmq.Again:
+                return False
+            return True
+
+        self.patience.wait(taken, complaint)
+
+    def receive(self, complaint: str) -> memoryview:
+        """Wait for a message and return its bytes, uncopied; one in several parts comes back empty."""
+        self.patience.wait(lambda: self.socket.poll(SLICE_MS, zmq.POLLIN) != 0, complaint)
+        parts = self.socket.recv_multipart(copy=False)
+        return parts[0].buffer if len(parts) == 1 else memoryview(b"")
+
+    def events(self, wait_ms: int = 0) -> list[int]:
+        """Return the watched connection events since the last call; wait up to `wait_ms` for the first."""
+        seen: list[int] = []
+        while self._monitor is not None and self._monitor.poll(0 if seen else wait_ms):
+            seen.append(int(recv_monitor_message(self._monitor)["event"]))
+        return seen
+
+    def flush(self, complaint: str) -> None:
+        """Close, and wait until all that was sent has left for those who are connected.
+
+        The waiting is done by a thread, since ZeroMQ's own can neither be sliced nor called off.
+        """
+        limit = self.patience.timeout
+        self._close_sockets(-1 if limit is None else math.ceil(1000 * limit) + 10 * SLICE_MS)
+        last = threading.Thread(target=self._context.term, name="flush", daemon=True)
+        last.start()
+
+        def left() -> bool:
+            last.join(SLICE)
+            return not last.is_alive()
+
+        self.patience.wait(left, complaint)
+
+    def close(self, linger: float = 0.0) -> None:
+        """Close, if that has not been done; what is still queued gets `linger` seconds to leave."""
+        if not self.socket.closed:
+            self._close_sockets(round(1000 * linger))
+            self._context.term()
+
+    def _close_sockets(self, linger_ms: int) -> None:
+        if self._monitor is not None:
+            self.socket.disable_monitor()
+            self._monitor.close(linger=0)
+        self.socket.close(linger=linger_ms)

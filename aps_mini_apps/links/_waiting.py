@@ -1,0 +1,40 @@
+"""Waiting for the other end: in slices, so that a stop is seen at once, and not for ever unless asked to."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aps_mini_apps.links import LinkTimeoutError
+from ministream.base.lifecycle import SLICE, StopFlag
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """What ends a wait early: the flag `stop`, or `timeout` seconds of silence (None: wait for ever)."""
+
+    stop: StopFlag | None = None
+    timeout: float | None = None
+
+    def wait(self, ready: Callable[[], bool], complaint: str) -> None:
+        """Call `ready`, which itself waits for `SLICE` seconds at most, until it returns True.
+
+        Raises
+        ------
+        Stopped
+            If the flag was set.
+        LinkTimeoutError
+            With the text `complaint`, if the time is over.
+        """
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        self._look()
+        while not ready():
+            self._look()
+            if deadline is not None and time.monotonic() > deadline - SLICE / 2:
+                raise LinkTimeoutError(complaint)
+
+    def _look(self) -> None:
+        if self.stop is not None:
+            self.stop.raise_if_set()
+
+    def __str__(self) -> str:
+        return "ever" if self.timeout is None else f"{self.timeout:g} s"
