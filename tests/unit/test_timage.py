@@ -397,7 +397,7 @@ def test_flatbuffers_reads_what_we_write(frame: Frame) -> None:
     assert reader.number(12, n.Uint32Flags) == (frame.rows.start if frame.rows else 0)
     assert reader.number(13, n.Uint32Flags) == (frame.rows.total if frame.rows else 0)
     assert reader.number(14, n.BoolFlags) == frame.numbered
-    place = reader.table.Pos + reader.table.Offset(4 + 2 * 15)
+    place = checksum_place(message)
     assert reader.number(15, n.Uint32Flags) == isal_zlib.crc32(bytes(message[:place] + message[place + 4 :]))
 
 
@@ -426,6 +426,19 @@ def schema_fields() -> dict[str, str]:
     return {name: enums.get(kind, kind) for name, kind in re.findall(r"(\w+): ([\w\[\]]+);", body)}
 
 
+def checksum_place(message: bytes | bytearray) -> int:
+    table = Reader(message).table
+    return table.Pos + table.Offset(4 + 2 * 15)
+
+
+def sign(message: bytearray, place: int | None = None) -> None:
+    """Make the checksum (at `place`, where the message itself would no longer tell) hold."""
+    place = checksum_place(message) if place is None else place
+    message[place : place + 4] = isal_zlib.crc32(
+        message[place + 4 :], isal_zlib.crc32(message[:place])
+    ).to_bytes(4, "little")
+
+
 def build(*, order: int = 1, slots: int = 7, force: bool = False, **values: object) -> bytes:
     """Build a message with the flatbuffers package by `timage.fbs`, with the fields in either order."""
     builder = flatbuffers.Builder(16)
@@ -452,10 +465,7 @@ def build(*, order: int = 1, slots: int = 7, force: bool = False, **values: obje
     builder.Finish(builder.EndObject())
     message = builder.Output()
     if "checksum" in values:
-        table = Reader(message).table
-        place = table.Pos + table.Offset(4 + 2 * 15)
-        crc = isal_zlib.crc32(bytes(message[:place] + message[place + 4 :]))
-        message[place : place + 4] = crc.to_bytes(4, "little")
+        sign(message)
     return bytes(message)
 
 
@@ -565,14 +575,53 @@ def test_well_formed_nonsense_is_refused_with_its_reason(fields: dict[str, objec
         timage.decode(build(**fields))
 
 
+def test_a_liar_that_signs_its_message_gets_a_reason_or_a_frame() -> None:
+    message = timage.encode(small_frame())
+    place = checksum_place(message)
+    for position in range(len(message)):
+        for byte in (0, 1, 3, 4, 127, 128, 250, 255):
+            data = bytearray(message)
+            data[position] = byte
+            sign(data, place)
+            decode_or_refuse(data)
+
+
+def test_a_vector_that_claims_more_than_the_message_is_refused() -> None:
+    message = timage.encode(small_frame())
+    for begin in (message.index(b"tooth 1"), len(message) - 12):
+        for claim in (255, 2**32 - 1):
+            data = bytearray(message)
+            data[begin - 4 : begin] = claim.to_bytes(4, "little")
+            sign(data)
+            with pytest.raises(WireError, match=f"claims {claim} bytes"):
+                timage.decode(data)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "reason"),
+    [
+        ((99,), "root table lies at byte 99 of a message of 4"),
+        ((8, 4 | 4 << 16, 9), "vtable lies at byte -1"),
+        ((8, 4 | 4 << 16, -99), "vtable lies at byte 107"),
+        ((8, 3 | 4 << 16, 4), "vtable of 3 bytes"),
+        ((8, 5 | 4 << 16, 4), "vtable of 5 bytes"),
+        ((8, 90 | 4 << 16, 4), "vtable of 90 bytes"),
+        ((8, 4 | 3 << 16, 4), "table of 3 bytes"),
+        ((8, 4 | 9 << 16, 4), "table of 9 bytes"),
+        ((12, 6 | 4 << 16, 4, 8), "slot 0 lies outside its table"),
+        ((12, 6 | 4 << 16, 3, 8), "slot 0 lies outside its table"),
+    ],
+)
+def test_what_holds_a_message_together_is_checked(numbers: tuple[int, ...], reason: str) -> None:
+    message = b"".join(number.to_bytes(4, "little", signed=True) for number in numbers)
+    with pytest.raises(WireError, match=reason):
+        timage.decode(message)
+
+
 def test_a_scan_name_that_is_no_text_is_refused() -> None:
     message = bytearray(build(**FRAME, **SIGNED, scan="scan"))
     message[message.index(b"scan")] = 0xFF
-    table = Reader(message).table
-    place = table.Pos + table.Offset(4 + 2 * 15)
-    message[place : place + 4] = isal_zlib.crc32(bytes(message[:place] + message[place + 4 :])).to_bytes(
-        4, "little"
-    )
+    sign(message)
     with pytest.raises(WireError, match="not text"):
         timage.decode(message)
 
