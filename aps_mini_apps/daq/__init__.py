@@ -1,0 +1,1 @@
+"""Acquisition: sources of frames (file, phantom, random), the order and pace in which they leave."""
