@@ -92,9 +92,7 @@ def _argument(field: str, text: str) -> inspect.Parameter:
 
 def _config_option(name: str) -> inspect.Parameter:
     text = f"YAML settings file; its section `{name}` is read. Environment: {PREFIX}_{name.upper()}_<OPTION>."
-    annotation = Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help=text, show_default=False)
-    ]
+    annotation = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=text, show_default=False)]
     return inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -104,7 +102,7 @@ def _option(field: str, info: FieldInfo) -> inspect.Parameter:
     default = "" if info.default in (None, "") else str(info.default)
     kind: Any = str | None
     shape: dict[str, Any] = {"metavar": "VALUE", "show_default": default or False}
-    if info.annotation is bool:
+    if info.annotation in (bool, bool | None):
         kind = bool | None
         names = [f"{name}/--no-{name[2:]}" if name.startswith("--") else name for name in names]
         shape = {"show_default": "on" if info.default else "off"}

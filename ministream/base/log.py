@@ -4,6 +4,7 @@
 line with the keys `time`, `level`, `service`, `event` and the event's fields.
 """
 
+import json
 import sys
 from typing import Any, Literal, TextIO, cast
 
@@ -21,7 +22,7 @@ def configure(
     service: str, *, level: LogLevel = "info", style: LogFormat = "text", stream: TextIO | None = None
 ) -> None:
     """Set up the logs of this process; `stream` is standard output unless given."""
-    render = structlog.processors.JSONRenderer(default=str) if style == "json" else _render_text
+    render = _render_json if style == "json" else _render_text
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -47,17 +48,24 @@ def format_text(event: dict[str, Any]) -> str:
     """Render one event (as parsed from a `json` line) the way the `text` format does, without line end."""
     fields = dict(event)
     clock = str(fields.pop("time", ""))[11:23]
-    head = (
-        f"{clock} {fields.pop('level', 'info'):<7} {fields.pop('service', '-'):<7} {fields.pop('event', '')}"
-    )
+    head = f"{clock} {fields.pop('level', 'info'):<7} {fields.pop('service', '-'):<7} {fields.pop('event', '')}"
     traceback = fields.pop("exception", None)
     pairs = "  ".join(f"{key}={_format_value(value)}" for key, value in fields.items())
     line = f"{head}  {pairs}" if pairs else head
     return f"{line}\n{traceback}" if traceback else line
 
 
+def format_json(event: dict[str, Any]) -> str:
+    """Render one event the way the `json` format does, without line end."""
+    return json.dumps(event, default=str)
+
+
 def _render_text(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     return format_text(dict(event))
+
+
+def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    return format_json(dict(event))
 
 
 def _format_value(value: object) -> str:

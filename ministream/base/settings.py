@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ministream.base.errors import UserError
 from ministream.base.log import LogFormat, LogLevel
@@ -46,9 +46,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    log_level: LogLevel = option(
-        "info", help="Least level that is logged: debug, info, warning, error.", group="Logs"
-    )
+    _config: Path | None = PrivateAttr(default=None)
+
+    log_level: LogLevel = option("info", help="Least level that is logged: debug, info, warning, error.", group="Logs")
     log_format: LogFormat = option("text", help="text for people, json for machines.", group="Logs")
 
     @classmethod
@@ -74,9 +74,16 @@ class Settings(BaseModel):
             field = names.get(_canonical(key)) or _refuse(place, key, names)
             values[field], places[field] = value, f"{place}: {key}"
         try:
-            return cls.model_validate(values)
+            settings = cls.model_validate(values)
         except ValidationError as error:
             raise UserError(_explain(error, places)) from error
+        settings._config = config  # noqa: SLF001 - its own class
+        return settings
+
+    @property
+    def config_file(self) -> Path | None:
+        """The YAML file that these settings were read from, if any."""
+        return self._config
 
 
 def known_names(model: type[Settings]) -> dict[str, str]:

@@ -1,8 +1,42 @@
-"""The `ministream` command."""
+"""The `ministream` command: each program's options come from its settings, its code is loaded when it runs."""
 
-from ministream.base.cli import new_app
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from aps_mini_apps.quality.settings import QualitySettings
+
+from aps_mini_apps.daq.settings import DaqSettings
+from aps_mini_apps.dist.settings import DistSettings
+from aps_mini_apps.sirt.settings import SirtSettings
+from ministream.base.cli import add_program, new_app
+from ministream.commands.settings import RunSettings
 
 app = new_app("Mini-Stream: live tomography across facilities.")
+
+
+def _late(module: str) -> Callable[[Any], int]:
+    """Return the `main` of `module`, imported only when it is called: `--help` stays quick."""
+    return lambda settings: int(importlib.import_module(module).main(settings))
+
+
+add_program(
+    app,
+    "run",
+    RunSettings,
+    _late("ministream.commands.run"),
+    arguments={"file": "DXchange HDF5 file; without one, a phantom is scanned."},
+)
+add_program(app, "daq", DaqSettings, _late("aps_mini_apps.daq.program"))
+add_program(app, "dist", DistSettings, _late("aps_mini_apps.dist.program"))
+add_program(app, "sirt", SirtSettings, _late("aps_mini_apps.sirt.program"))
+add_program(
+    app,
+    "quality",
+    QualitySettings,
+    _late("aps_mini_apps.quality.program"),
+    arguments={"image": "Reconstruction to judge.", "reference": "What to compare it with."},
+)
 
 
 def main() -> None:

@@ -1,0 +1,97 @@
+"""A whole scan at once, without a stream: the same parts as the three programs, joined by plain iteration.
+
+What the programs make of a scan and what `reconstruct` makes of it are therefore equal bit for bit.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from aps_mini_apps.daq.hdf5 import open_scan
+from aps_mini_apps.daq.sources import Source
+from aps_mini_apps.daq.stream import frames
+from aps_mini_apps.dist.correction import Correction
+from aps_mini_apps.dist.distributor import Distributor
+from aps_mini_apps.dist.stripes import StripeFilter
+from aps_mini_apps.frames import Frame
+from aps_mini_apps.sirt import axis
+from aps_mini_apps.sirt.projectors import Backend, Model, Norm, make_projector
+from aps_mini_apps.sirt.reconstruction import Reconstruction
+
+AXIS_ROWS = 16
+"""Detector rows around the middle from which the rotation axis is judged."""
+
+
+def projections(source: Source, *, remove_stripes: bool = False) -> Iterator[Frame]:
+    """Yield the corrected projections of `source`: float32 line integrals (rows, columns), in order."""
+    stripes = StripeFilter() if remove_stripes else None
+    distributor = Distributor(Correction(), stripes=stripes)
+    for frame in frames(source, scan=""):
+        yield from distributor.accept(frame)
+    yield from distributor.finish()
+
+
+def find_center(source: Source) -> float | None:
+    """Return the rotation axis of `source`, in columns, or None if no two projections face each other.
+
+    A first guess comes from the pair of projections nearest to 180 degrees apart; it is refined by the slices
+    that are reconstructed with it. Meant for a source of few rows (`open_scan(path, rows=…)`).
+    """
+    pair = axis.find_pair(source.angles)
+    if pair is None:
+        return None
+    scan = list(projections(source))
+    first, opposite = (np.asarray(scan[index].pixels, np.float32) for index in pair)
+    middle = first.shape[0] // 2
+    sinogram = np.stack([np.asarray(frame.pixels[middle], np.float32) for frame in scan])
+    return axis.refine(sinogram, source.angles, axis.from_pair(first, opposite))
+
+
+def reconstruct(
+    scan: str | Path | Source,
+    *,
+    iterations: int = 30,
+    center: float | None = None,
+    length: int | None = None,
+    step: int | None = None,
+    remove_stripes: bool = False,
+    backend: Backend = "numba",
+    model: Model = "exact",
+    norm: Norm = "squared",
+) -> npt.NDArray[np.float32]:
+    """Reconstruct a scan by SIRT.
+
+    Parameters
+    ----------
+    scan
+        A DXchange HDF5 file, or any source of frames.
+    iterations
+        SIRT updates per window.
+    center
+        Rotation axis, columns; None takes the source's, or the middle of the detector.
+    length, step
+        Window length and step in projections; all of them unless given: then there is one window.
+
+    Returns
+    -------
+    volume
+        (slices, rows, columns) float32, attenuation per pixel.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read; ValueError for a centre outside the detector.
+    """
+    with ExitStack() as stack:
+        source = stack.enter_context(open_scan(scan)) if isinstance(scan, str | Path) else scan
+        count = len(source.angles)
+        projector = make_projector(backend, source.rows, source.columns, model=model, norm=norm)
+        reconstruction = Reconstruction(
+            projector, length=length or count, step=step or count, iterations=iterations, center=center
+        )
+        for _update in reconstruction.run(projections(source, remove_stripes=remove_stripes)):
+            pass
+        return reconstruction.volume()

@@ -1,0 +1,224 @@
+"""`ministream sirt`: receive a slab's projections, reconstruct, write and publish."""
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from aps_mini_apps.frames import Frame, RowRange, Volume
+from aps_mini_apps.geometry import check_center
+from aps_mini_apps.links import FrameReceiver
+from aps_mini_apps.links.pubsub import VolumePublisher
+from aps_mini_apps.links.push import PullReceiver
+from aps_mini_apps.links.tmq import TmqWorker
+from aps_mini_apps.sirt.projectors import Projector, make_projector
+from aps_mini_apps.sirt.reconstruction import AxisSearch, Reconstruction, Update
+from aps_mini_apps.sirt.settings import SirtSettings
+from aps_mini_apps.sirt.writer import ReconstructionWriter, check_writable, write_volume
+from ministream.base.errors import UserError
+from ministream.base.lifecycle import StopFlag
+from ministream.base.log import get_logger
+from ministream.base.pulse import Pulse
+
+
+def main(settings: SirtSettings) -> int:
+    """Run until the scan has ended; the last window is always written."""
+    stop = StopFlag().install()
+    check_writable(Path(settings.recon_output_dir))
+    _use_threads(settings.thread)
+    with ExitStack() as stack:
+        publisher = stack.enter_context(VolumePublisher(settings.pub_addr)) if settings.pub_addr else None
+        receiver = stack.enter_context(_open_receiver(settings, stop))
+        get_logger().info("waiting for projections", source=_source(settings), timeout=settings.timeout)
+        first = receiver.receive()
+        if first is None:
+            raise UserError(f"the scan from {_source(settings)} ended before any projection came")
+        try:
+            session = _Session(settings, receiver, publisher, first)
+            session.run(chain([first], iter(receiver.receive, None)))
+        except ValueError as error:  # the mathematics says what is wrong with the scan or the options
+            raise UserError(str(error)) from error
+    return 0
+
+
+def _use_threads(wanted: int) -> None:
+    available = numba.config.NUMBA_NUM_THREADS
+    if wanted > available:
+        get_logger().warning("fewer threads than asked for", asked=wanted, used=available)
+    numba.set_num_threads(min(wanted, available))
+
+
+def _open_receiver(settings: SirtSettings, stop: StopFlag) -> FrameReceiver:
+    timeout = settings.timeout or None
+    if not settings.dest_host:
+        return PullReceiver(settings.source, stop=stop, timeout=timeout)
+    base = f"tcp://{settings.dest_host}:{settings.dest_port}"
+    return TmqWorker(base, settings.rank, settings.workers, stop=stop, timeout=timeout)
+
+
+def _source(settings: SirtSettings) -> str:
+    if settings.dest_host:
+        return f"tcp://{settings.dest_host}:{settings.dest_port + settings.rank}"
+    return settings.source
+
+
+@dataclass
+class _Monitor:
+    """What is remembered of a run for its report: one value per window, one row per projection."""
+
+    window: list[int] = field(default_factory=list)
+    change: list[float] = field(default_factory=list)
+    misfit: list[float] = field(default_factory=list)
+    center: list[float] = field(default_factory=list)
+    angles: list[float] = field(default_factory=list)
+    sinogram: list[np.ndarray] = field(default_factory=list)
+
+    def watch(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """Pass `frames` on, keeping each one's angle and a copy of its middle row."""
+        for frame in frames:
+            self.angles.append(frame.angle)
+            self.sinogram.append(np.array(frame.pixels[frame.pixels.shape[0] // 2]))
+            yield frame
+
+    def add(self, update: Update) -> None:
+        for name in ("window", "change", "misfit", "center"):
+            getattr(self, name).append(getattr(update, name))
+
+
+class _Session:
+    """One scan: its reconstruction, and what leaves it (files, published volumes, log lines)."""
+
+    def __init__(
+        self, settings: SirtSettings, receiver: FrameReceiver, publisher: VolumePublisher | None, first: Frame
+    ) -> None:
+        self.settings, self.receiver, self.publisher = settings, receiver, publisher
+        self.log = get_logger()
+        slices, columns = first.pixels.shape
+        self.rows = first.rows or RowRange(start=0, stop=slices, total=slices)
+        self.scan = first.scan or f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        folder = Path(settings.recon_output_dir)
+        self.writer = ReconstructionWriter(folder, self.scan, dataset=settings.recon_dataset_path)
+        self.monitor = _Monitor()
+        self.reconstruction = _make_reconstruction(settings, self._projector(slices, columns))
+        self.written = -1
+        self.last: Update | None = None
+
+    def _projector(self, slices: int, columns: int) -> Projector:
+        settings = self.settings
+        if settings.center not in ("auto", 0.0):
+            check_center(float(settings.center), columns)
+        began = time.monotonic()
+        projector = make_projector(settings.backend, slices, columns, model=settings.model, norm=settings.norm)
+        projector.warm_up()
+        self.log.info(
+            "projector ready",
+            backend=settings.backend,
+            slices=slices,
+            columns=columns,
+            threads=numba.get_num_threads(),
+            seconds=round(time.monotonic() - began, 2),
+        )
+        return projector
+
+    def run(self, frames: Iterable[Frame]) -> None:
+        """Reconstruct `frames`; whatever ends the run, the last window is written."""
+        began, pulse, ended = time.monotonic(), Pulse(), "the run was cut off"
+        try:
+            for update in self.reconstruction.run(self.monitor.watch(frames)):
+                self._take(update)
+                if pulse.due():
+                    self._report("progress", time.monotonic() - began)
+            ended = "complete"
+        except Exception as error:
+            ended = str(error)
+            raise
+        finally:
+            self._finish(ended)
+        self._report("scan ended", time.monotonic() - began)
+
+    def _take(self, update: Update) -> None:
+        self.last = update
+        self.monitor.add(update)
+        if update.window % self.settings.write_freq == 0:
+            self._write(update, "in progress")
+        if self.publisher is not None and update.window % self.settings.pub_freq == 0:
+            self._publish(update)
+
+    def _finish(self, ended: str) -> None:
+        if self.last is None:
+            return
+        self._write(self.last, ended)
+        if self.publisher is not None and self.last.window % self.settings.pub_freq:
+            self._publish(self.last)
+        if path := self.settings.recon_output_path:
+            volume = self.reconstruction.volume()
+            write_volume(Path(path), self.settings.recon_dataset_path, volume, self._attributes(ended), {})
+
+    def _publish(self, update: Update) -> None:
+        volume = self.reconstruction.volume()
+        message = Volume(data=volume, window=update.window, center=update.center, scan=self.scan, rows=self.rows)
+        if self.publisher is not None:
+            self.publisher.publish(message)
+
+    def _write(self, update: Update, ended: str) -> None:
+        monitor = {name: np.array(values) for name, values in asdict(self.monitor).items()}
+        volume = self.reconstruction.volume()
+        path = self.writer.write(update.window, volume, self.rows, self._attributes(ended), monitor)
+        self.log.info("file written", path=str(path), window=update.window, state=ended)
+
+    def _attributes(self, ended: str) -> dict[str, str | int | float]:
+        settings, last = self.settings, self.last
+        return {
+            "state": ended,
+            "angles_seen": len(self.reconstruction.seen),
+            "center": last.center if last else 0.0,
+            "change": last.change if last else 0.0,
+            "misfit": last.misfit if last else 0.0,
+            "algorithm": "sirt",
+            "backend": settings.backend,
+            "model": settings.model,
+            "norm": settings.norm,
+            "window_length": settings.window_length,
+            "window_step": settings.window_step,
+            "window_iter": settings.window_iter,
+            "frames_lost": self.receiver.lost,
+            "software": f"mini-stream {version('mini-stream')}",
+        }
+
+    def _report(self, event: str, seconds: float) -> None:
+        if self.last is None:
+            return
+        received = len(self.reconstruction.seen)
+        self.log.info(
+            event,
+            received=received,
+            windows=self.last.window + 1,
+            rate=round(received / max(seconds, 1e-9), 1),
+            change=self.last.change,
+            misfit=self.last.misfit,
+            center=self.last.center,
+            lost=self.receiver.lost,
+            seconds=round(seconds, 2),
+        )
+
+
+def _make_reconstruction(settings: SirtSettings, projector: Projector) -> Reconstruction:
+    def announce(center: float, projections: int) -> None:
+        get_logger().warning("rotation axis found: starting again", center=center, projections=projections)
+
+    automatic = settings.center == "auto"
+    return Reconstruction(
+        projector,
+        length=settings.window_length,
+        step=settings.window_step,
+        iterations=settings.window_iter,
+        center=None if automatic else float(settings.center) or None,
+        search=AxisSearch(settings.history, announce) if automatic else None,
+    )

@@ -1,0 +1,128 @@
+"""Child programs of `ministream run`: started, listened to, ended.
+
+Each child logs JSON lines to its standard output; a thread per child puts them, parsed, into one bounded queue.
+A child leads its own session, so that Ctrl-C reaches this process alone, which then ends the others in order.
+"""
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from ministream.base.lifecycle import SLICE, StopFlag
+
+GRACE = 10.0
+"""Seconds that a child is given to write its last file before it is killed."""
+
+
+@dataclass
+class Child:
+    """One program that was started."""
+
+    name: str
+    process: subprocess.Popen[str]
+    last_error: str = ""
+    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The latest event of each kind."""
+
+    @property
+    def failed(self) -> bool:
+        """The program has ended, and not well."""
+        return self.process.poll() not in (None, 0)
+
+
+class Children:
+    """All programs of one run; leaving the context ends those that still run."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self.all: list[Child] = []
+        self._stop = stop
+        self._lines: queue.Queue[tuple[Child, dict[str, Any]]] = queue.Queue(maxsize=10_000)
+        self._stack = ExitStack()
+        self._readers: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+        self._stack.close()
+
+    def start(self, name: str, program: str, arguments: Sequence[str]) -> Child:
+        """Start `ministream PROGRAM ARGUMENTS…` and listen to it under `name`."""
+        command = [sys.executable, "-m", "ministream", program, *arguments, "--log-format", "json"]
+        process = self._stack.enter_context(
+            subprocess.Popen(  # noqa: S603 - our own interpreter and program, no shell
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        )
+        child = Child(name, process)
+        self.all.append(child)
+        reader = threading.Thread(target=self._read, args=(child,), name=f"log of {name}", daemon=True)
+        reader.start()
+        self._readers.append(reader)
+        return child
+
+    def _read(self, child: Child) -> None:
+        for line in child.process.stdout or ():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = {"level": "error", "event": line.rstrip()}
+            self._lines.put((child, {**event, "service": child.name}))
+
+    def events(self) -> Iterator[tuple[Child, dict[str, Any]] | None]:
+        """Yield (child, event) as they come, None when nothing came for a moment; end when all have ended.
+
+        Raises `Stopped` when this program is asked to stop. The last lines of a child that has ended come too.
+        """
+        while True:
+            self._stop.raise_if_set()
+            quiet = not any(reader.is_alive() for reader in self._readers)
+            try:
+                child, event = self._lines.get(timeout=0 if quiet else SLICE)
+            except queue.Empty:
+                if quiet:
+                    return
+                yield None
+                continue
+            child.events[str(event.get("event"))] = event
+            if event.get("level") == "error":
+                child.last_error = str(event.get("event"))
+            yield child, event
+
+    def end(self) -> None:
+        """Ask those that still run to stop, the last of the chain last; kill what does not within `GRACE`."""
+        for child in self.all:
+            if child.process.poll() is None:
+                child.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        for child in self.all:
+            try:
+                child.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+        for reader in self._readers:
+            while reader.is_alive():  # the queue must be emptied for the reader to end
+                self._drain()
+                reader.join(SLICE)
+
+    def _drain(self) -> None:
+        while not self._lines.empty():
+            self._lines.get_nowait()

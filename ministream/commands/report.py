@@ -1,0 +1,159 @@
+"""What a run leaves behind for people: `preview.png` and one self-contained page, `report.html`."""
+
+import base64
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from aps_mini_apps.quality.measures import Quality, compare
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from ministream.base.errors import UserError
+from ministream.commands.preview import Result, draw, read_result
+
+Row = tuple[str, ...]
+Table = tuple[str, str, Row, list[Row]]
+
+
+@dataclass
+class Story:
+    """What is known of a run when it has ended.
+
+    Attributes
+    ----------
+    scan, source
+        Identity of the scan, and where its frames came from.
+    settings
+        What the user chose.
+    seconds
+        From the start of the first program to the end of the last.
+    services
+        The last event `scan ended` of each program, by its name.
+    truth
+        What the volume should be (the phantom), or None.
+    """
+
+    scan: str
+    source: str
+    settings: Mapping[str, Any]
+    seconds: float = 0.0
+    services: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    truth: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What was written, and the figures in it."""
+
+    preview: Path
+    page: Path
+    quality: Quality | None
+    verdict: str
+    headline: list[tuple[str, str]]
+
+
+def last_result(folder: Path, scan: str) -> Result:
+    """Return the last window that `scan` wrote into `folder`; UserError if there is none."""
+    for path in sorted(folder.glob("[0-9]*-recon.h5"), reverse=True):
+        result = read_result(path)
+        if result.attributes.get("scan") == scan:
+            return result
+    raise UserError(f"no reconstruction of scan {scan} was written to {folder}: see the log above for the reason")
+
+
+def write_report(folder: Path, story: Story) -> Report:
+    """Write `preview.png` and `report.html` into `folder` from the last window of the run."""
+    result = last_result(folder, story.scan)
+    quality = compare(result.volume, story.truth) if story.truth is not None else None
+    title = f"Mini-Stream: {Path(story.source).name}"
+    preview, page = folder / "preview.png", folder / "report.html"
+    picture = draw(result, story.truth, title)
+    picture.savefig(preview, dpi=110)
+    headline, verdict = _headline(result, story, quality), _verdict(result, story)
+    environment = Environment(
+        loader=PackageLoader("ministream.commands", "."), autoescape=select_autoescape(["html", "j2"])
+    )
+    text = environment.get_template("report.html.j2").render(
+        title=title,
+        complete=result.attributes["state"] == "complete",
+        verdict=verdict,
+        headline=headline,
+        picture=base64.b64encode(preview.read_bytes()).decode(),
+        tables=_tables(result, story, quality),
+        scan=story.scan,
+        software=result.attributes["software"],
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+    )
+    page.write_text(text, encoding="utf-8")
+    return Report(preview=preview, page=page, quality=quality, verdict=verdict, headline=headline)
+
+
+def _verdict(result: Result, story: Story) -> str:
+    lost = sum(int(event.get("lost", 0)) for event in story.services.values())
+    state = str(result.attributes["state"])
+    loss = "no frame was lost" if not lost else f"{lost} frames were lost"
+    return f"The scan is complete; {loss}." if state == "complete" else f"The scan is not complete: {state}; {loss}."
+
+
+def _headline(result: Result, story: Story, quality: Quality | None) -> list[tuple[str, str]]:
+    slices, size, _ = result.volume.shape
+    attributes = result.attributes
+    figures = [
+        ("slices × rows × columns", f"{slices} × {size} × {size}"),
+        ("projections reconstructed", str(attributes["angles_seen"])),
+        ("rotation axis, column", f"{_float(attributes['center']):.2f}"),
+        ("projections a second", f"{_rate(story):.1f}"),
+        ("seconds", f"{story.seconds:.1f}"),
+        ("last data residual", f"{_float(attributes['misfit']):.4f}"),
+    ]
+    if quality is not None:
+        figures += [
+            ("SSIM to the truth", f"{quality.ssim:.3f}"),
+            ("RMSE, of the range", f"{quality.rmse:.4f}"),
+        ]
+    return figures
+
+
+def _rate(story: Story) -> float:
+    return min(
+        (_float(e.get("rate", 0)) for name, e in story.services.items() if name.startswith("sirt")),
+        default=0.0,
+    )
+
+
+def _float(value: object) -> float:
+    return float(str(value))
+
+
+def _tables(result: Result, story: Story, quality: Quality | None) -> list[Table]:
+    keys = ("received", "sent", "rate", "lost", "refused", "seconds")
+    services = [(name, *(_show(event.get(key)) for key in keys)) for name, event in story.services.items()]
+    tables: list[Table] = [("Programs", "", ("program", *keys), services)]
+    if quality is not None:
+        note = f"Against the phantom, inside the circle; data range {quality.data_range:.5g} per pixel."
+        rows = [(name.upper(), _show(value)) for name, value in asdict(quality).items() if isinstance(value, float)]
+        tables.append(("Quality", note, ("measure", "value"), rows))
+    tables.append(("Reconstruction", "As written into the file.", ("attribute", "value"), _pairs(result.attributes)))
+    tables.append(("Settings of the run", "", ("option", "value"), _pairs(story.settings)))
+    return tables
+
+
+def _pairs(values: Mapping[str, Any]) -> list[Row]:
+    return [(name, _show(value)) for name, value in sorted(values.items())]
+
+
+def _show(value: object) -> str:
+    if value is None or value == "":
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def summary_lines(report: Report) -> list[str]:
+    """Return the end of the story for a terminal."""
+    width = max(len(name) for name, _ in report.headline)
+    figures = (f"  {name:<{width}}  {value}" for name, value in report.headline)
+    return ["", report.verdict, *figures, f"Look at {report.page} and {report.preview}."]

@@ -1,0 +1,228 @@
+"""`ministream run`: a scan through daq, dist and sirt as separate processes, and a report of what came out.
+
+Each program binds a free port and says so in its log (`listening`); the next one is then started with that
+address. The run follows their progress in the same logs. It ends when all have ended or, with the reason, as
+soon as one of them fails.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from aps_mini_apps import batch
+from aps_mini_apps.daq.phantom import PhantomSource
+from aps_mini_apps.daq.program import make_scan_name, open_source
+from aps_mini_apps.daq.settings import DaqSettings
+from aps_mini_apps.daq.sources import Source
+from aps_mini_apps.dist.settings import DistSettings
+from aps_mini_apps.sirt.settings import SirtSettings
+from aps_mini_apps.sirt.writer import check_writable
+from ministream.base.errors import UserError
+from ministream.base.lifecycle import StopFlag
+from ministream.base.log import get_logger
+from ministream.base.settings import Settings
+from ministream.commands.children import Child, Children
+from ministream.commands.live import Display
+from ministream.commands.report import Story, summary_lines, write_report
+from ministream.commands.settings import RunSettings
+
+SILENT = 60.0
+"""Seconds within which a program that was started must say that it listens."""
+
+ANY_PORT = "tcp://127.0.0.1:*"
+
+DEMONSTRATION_RATE = 40.0
+"""Projections per second of the phantom's scan: quick, yet slow enough to be watched."""
+
+S = TypeVar("S", bound=Settings)
+
+
+def main(settings: RunSettings) -> int:
+    """Run the whole pipeline; 0 when the scan is complete and its files are written."""
+    stop = StopFlag().install()
+    output = Path(settings.output)
+    plan = Plan(settings)
+    check_writable(output)
+    with open_source(plan.daq) as source:
+        plan.find_axis(source)
+        story = Story(scan=plan.scan, source=source.name, settings=settings.model_dump(mode="json"))
+        console = Console()
+        with Display(console, style=settings.log_format) as display, Children(stop) as children:
+            began = time.monotonic()
+            _Pipeline(plan, children, display).run()
+            story.seconds = time.monotonic() - began
+            story.services = {child.name: child.events.get("scan ended", {}) for child in children.all}
+        story.truth = source.truth() if isinstance(source, PhantomSource) else None
+    report = write_report(output, story)
+    for line in summary_lines(report):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+class Plan:
+    """What each program of the run is told; made, and checked, before the first one starts."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.scan = make_scan_name()
+        self.center = settings.center
+        self.daq = self._load("daq", DaqSettings, self.for_daq())
+        self._load("dist", DistSettings, self.for_dist({"endpoint": ANY_PORT, "synch": ANY_PORT}))
+        self._load("sirt", SirtSettings, self.for_sirt(0, ANY_PORT))
+
+    def find_axis(self, source: Source) -> None:
+        """Replace `--center auto` by the axis found in the source, if two of its projections face each other.
+
+        Where no two do, the middle of the detector is taken, with a warning.
+        """
+        if self.center != "auto":
+            return
+        log, began = get_logger(), time.monotonic()
+        with open_source(self._axis_band(source)) as band:
+            found = batch.find_center(band)
+        if found is None:
+            log.warning("no pair of projections 180 degrees apart: the middle is taken for the rotation axis")
+            self.center = source.columns / 2
+            return
+        self.center = round(found, 3)
+        log.info("rotation axis found", center=self.center, seconds=round(time.monotonic() - began, 2))
+
+    def _axis_band(self, source: Source) -> DaqSettings:
+        """Return settings for the rows of the source around its middle; a phantom is taken whole."""
+        if self.daq.chosen_source() != "hdf5":
+            return self.daq
+        rows = min(source.rows, batch.AXIS_ROWS)
+        first = self.daq.first_row + (source.rows - rows) // 2
+        return self.daq.model_copy(update={"first_row": first, "rows": rows})
+
+    def for_daq(self) -> dict[str, Any]:
+        """Return the options of the acquisition."""
+        settings = self.settings
+        chosen = {
+            "source": "hdf5" if settings.file else "phantom",
+            "file": settings.file or None,
+            "scan": self.scan,
+            "exchange": settings.exchange,
+            "first_row": settings.first_row,
+            "rows": settings.rows,
+            "columns": settings.columns,
+            "projections": settings.projections,
+            "frame_rate": DEMONSTRATION_RATE
+            if settings.frame_rate is None and not settings.file
+            else settings.frame_rate or 0,
+            "center": None if isinstance(self.center, str) else self.center or None,
+            "timeout": settings.timeout,
+        }
+        if settings.links == "aps":
+            where = {"publisher_addr": ANY_PORT, "synch_addr": ANY_PORT, "synch_count": settings.workers}
+        else:
+            where = {"bind": ANY_PORT}
+        return chosen | where
+
+    def for_dist(self, daq: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of the distributor; `daq` is the acquisition's event `listening`."""
+        settings = self.settings
+        stripes = settings.remove_stripes if settings.remove_stripes is not None else not settings.file or None
+        chosen = {"workers": settings.workers, "remove_stripes": stripes, "timeout": settings.timeout}
+        if settings.links == "aps":
+            where = {
+                "data_source_addr": daq["endpoint"],
+                "data_source_synch_addr": daq["synch"],
+                "my_distributor_addr": ANY_PORT,
+            }
+        else:
+            where = {"source": daq["endpoint"], "bind": ANY_PORT}
+        return chosen | where
+
+    def for_sirt(self, rank: int, endpoint: str) -> dict[str, Any]:
+        """Return the options of worker `rank`; `endpoint` is where the distributor listens for it."""
+        settings = self.settings
+        chosen = {
+            "center": self.center,
+            "window_length": settings.window_length,
+            "window_step": settings.window_step,
+            "window_iter": settings.window_iter,
+            "write_freq": settings.write_freq,
+            "backend": settings.backend,
+            "thread": settings.thread or max(1, (os.cpu_count() or 1) // settings.workers),
+            "recon_output_dir": settings.output,
+            "pub_addr": "",
+            "rank": rank,
+            "workers": settings.workers,
+            "timeout": settings.timeout,
+        }
+        if settings.links == "push":
+            return chosen | {"source": endpoint}
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        return chosen | {"dest_host": host, "dest_port": port if port.isdigit() else None}
+
+    def arguments(self, options: Mapping[str, Any]) -> list[str]:
+        """Return `options` as a command line; those that are None are left to the program."""
+        given = [f"--config={self.settings.config_file}"] if self.settings.config_file else []
+        for name, value in options.items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                given.append(f"--{flag}" if value else f"--no-{flag}")
+            elif value is not None:
+                given.append(f"--{flag}={value}")
+        return given
+
+    def _load(self, section: str, model: type[S], options: Mapping[str, Any]) -> S:
+        """Load a program's settings as it will itself, so that a mistake shows before anything runs."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return model.load(section, config=self.settings.config_file, environment=os.environ, overrides=given)
+
+
+class _Pipeline:
+    """The programs of one run, from the start of the first to the end of the last."""
+
+    def __init__(self, plan: Plan, children: Children, display: Display) -> None:
+        self.plan, self.children, self.display = plan, children, display
+        self.events = children.events()
+
+    def run(self) -> None:
+        """Start the programs one after the other and follow them until all have ended."""
+        plan, children = self.plan, self.children
+        daq = children.start("daq", "daq", plan.arguments(plan.for_daq()))
+        heard = self._await_listening(daq)
+        dist = children.start("dist", "dist", plan.arguments(plan.for_dist(heard)))
+        endpoints = str(self._await_listening(dist)["endpoint"]).split(",")
+        workers = plan.settings.workers
+        for rank in range(workers):
+            name = "sirt" if workers == 1 else f"sirt{rank}"
+            # one endpoint per worker on our links; on the old ones the base, which all of them are given
+            endpoint = endpoints[rank] if len(endpoints) > 1 else endpoints[0]
+            children.start(name, "sirt", plan.arguments(plan.for_sirt(rank, endpoint)))
+        for _event in self._follow():
+            pass
+
+    def _await_listening(self, child: Child) -> Mapping[str, Any]:
+        deadline = time.monotonic() + SILENT
+        for _event in self._follow():
+            if "listening" in child.events:
+                return child.events["listening"]
+            if time.monotonic() > deadline:
+                raise UserError(f"{child.name} did not say within {SILENT:g} s that it listens: see its log above")
+        raise UserError(f"{child.name} ended before it listened: see its log above")
+
+    def _follow(self) -> Iterator[None]:
+        """Show events as they come; raise UserError as soon as a program has failed."""
+        for item in self.events:
+            if item is not None:
+                child, event = item
+                self.display.show(child.name, event)
+            else:
+                self.display.refresh()
+                self._check()
+            yield
+        self._check()
+
+    def _check(self) -> None:
+        for child in self.children.all:
+            if child.failed:
+                reason = child.last_error or f"exit code {child.process.returncode}"
+                raise UserError(f"{child.name} failed: {reason}")

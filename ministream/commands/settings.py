@@ -1,0 +1,48 @@
+"""The options of `ministream run`.
+
+An option that is not given here is left to the program that it belongs to: to its section of the settings
+file, its environment variables, its default.
+"""
+
+from typing import Literal
+
+from aps_mini_apps.sirt.settings import Center
+from ministream.base.settings import Settings, option
+
+
+class RunSettings(Settings):
+    """Stream a scan through acquisition, distribution and reconstruction, and look at the result."""
+
+    file: str = option("", help="DXchange HDF5 file; empty: a phantom.")
+    output: str = option("output", names="-o", help="Folder for reconstructions, preview.png and report.html.")
+    center: Center = option(
+        "auto",
+        names="-c",
+        help="Rotation axis, columns; auto finds it before streaming.",
+        group="Reconstruction",
+    )
+    window_length: int | None = option(
+        None, ge=1, help="Projections reconstructed together (32).", group="Reconstruction"
+    )
+    window_step: int | None = option(None, ge=1, help="New projections per window (1).", group="Reconstruction")
+    window_iter: int | None = option(None, ge=1, help="SIRT updates per window (1).", group="Reconstruction")
+    write_freq: int | None = option(None, ge=1, help="Write every so many windows.", group="Reconstruction")
+    backend: str | None = option(None, help="numba or numpy.", group="Reconstruction")
+    thread: int | None = option(
+        None, names="-t --threads", ge=1, help="Threads per worker (cores / workers).", group="Reconstruction"
+    )
+    workers: int = option(1, ge=1, help="Reconstruction processes; each takes a slab of rows.", group="Reconstruction")
+    remove_stripes: bool | None = option(None, help="Subtract stripes (on for the phantom).", group="Correction")
+
+    frame_rate: float | None = option(None, ge=0, help="Frames per second; 0: as fast as they are taken.", group="Scan")
+    first_row: int | None = option(None, names="--beg_sinogram", ge=0, help="First detector row.", group="Scan")
+    rows: int | None = option(None, names="--num_sinograms", ge=0, help="Detector rows; 0: all.", group="Scan")
+    columns: int | None = option(None, ge=8, help="Phantom: detector columns.", group="Scan")
+    projections: int | None = option(None, ge=2, help="Phantom: projections.", group="Scan")
+    exchange: str | None = option(None, help="HDF5 group of the scan: exchange, exchange1, …", group="Scan")
+    links: Literal["push", "aps"] = option(
+        "push", help="push: our lossless links; aps: PUB/SUB and TMQ, as the APS mini-apps.", group="Links"
+    )
+    timeout: float = option(
+        60.0, ge=0, help="Seconds that a program waits for its neighbour; 0: for ever.", group="Links"
+    )
