@@ -156,13 +156,13 @@ class _Constant:
 
     def __init__(self, value: float, stack: _Stack) -> None:
         exact = np.issubdtype(stack.dtype, np.floating) or _fits(value, stack.dtype)
-        shape = tuple(map(len, stack.region))
-        self._frame = np.full(shape, value, stack.dtype if exact else np.float32)
+        self._shape = tuple(map(len, stack.region))
+        self._value, self._dtype = value, stack.dtype if exact else np.dtype(np.float32)
 
     def read(self, order: Iterable[int]) -> Iterator[Pixels]:
-        """Yield the frame for every index."""
+        """Yield the frame for every index; each is the caller's own."""
         for _ in order:
-            yield self._frame
+            yield np.full(self._shape, self._value, self._dtype)
 
 
 def _fits(value: float, dtype: np.dtype[Any]) -> bool:

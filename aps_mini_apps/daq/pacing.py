@@ -41,7 +41,7 @@ class Pacer:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._interval, self._per_pass, self._pause = interval, per_pass, pause
-        self._stop = stop or StopFlag()
+        self._stop = StopFlag() if stop is None else stop  # an unset flag is false
         self._clock, self._sleep = clock, sleep
         self._origin: float | None = None  # when projection 0 of the schedule was due
         self._released = 0  # projections since then
