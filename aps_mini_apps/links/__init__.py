@@ -41,18 +41,17 @@ class FrameSender(_Owner, Protocol):
 
 
 class FrameReceiver(_Owner, Protocol):
-    """The right end of a link.
+    """The right end of a link."""
 
-    Attributes
-    ----------
-    lost
-        Frames that were sent and never came, as far as the sender's numbers tell.
-    refused
-        Messages that were no frame, and were passed over.
-    """
+    @property
+    def lost(self) -> int:
+        """Frames that were sent and never came, as far as the sender's numbers tell."""
+        ...
 
-    lost: int
-    refused: int
+    @property
+    def refused(self) -> int:
+        """Messages that were no frame: each was logged with the reason and passed over."""
+        ...
 
     def receive(self) -> Frame | None:
         """Return the next frame, or None once the scan is over (and on every call after that)."""

@@ -24,9 +24,7 @@ LARGEST_FRAME = 1 << 30
 LARGEST_REQUEST = 4096
 """Bytes: many times the longest request of any protocol here."""
 
-_ONLY_PORT_TAKEN = (
-    "the port is in use by another program; end that one or choose another port (* is a free one)"
-)
+_ONLY_PORT_TAKEN = "the port is in use by another program; end that one or choose another port (* is a free one)"
 _BAD_BIND = "give tcp://HOST:PORT, where HOST is an address of this machine or *"
 _BAD_CONNECT = "give tcp://HOST:PORT of the program to read from"
 

@@ -2,8 +2,8 @@
 
 The handshake: the publisher answers `synch_count` empty REQ messages, each with an empty one, before its
 first frame; a subscriber sends one for each of its workers. Over and above that our publisher waits for a
-subscriber whenever it has none, and blocks instead of dropping where a high water mark is given. Our subscriber
-asks only once its subscription is on its way, so that a plain PUB socket too knows it by then.
+subscriber whenever it has none, and blocks instead of dropping where a high water mark is given. Our
+subscriber asks only once its subscription is on its way, so that a plain PUB socket too knows it by then.
 """
 
 import zmq
@@ -20,10 +20,10 @@ from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
 
 VOLUMES_QUEUED = 4
-"""Reconstructions held for a slow subscriber; it misses the ones after that."""
+"""Images held for a slow subscriber; it misses the ones after that."""
 
 LINGER = 2.0
-"""Seconds that the last reconstructions get to leave."""
+"""Seconds that the last images get to leave."""
 
 
 class Publisher(TImageSender):
@@ -196,7 +196,7 @@ class Subscriber(TImageReceiver):
 
 
 class VolumePublisher(Owner):
-    """Publishes reconstructed slabs to whoever listens; slow subscribers miss some, nobody holds it back.
+    """Publishes reconstructed slabs, or frames, for people to look at: who is slow misses some.
 
     Parameters
     ----------
@@ -214,9 +214,9 @@ class VolumePublisher(Owner):
         self._line = line.bind(bind_endpoint)
         self.endpoint = line.endpoint
 
-    def publish(self, volume: Volume) -> None:
-        """Send `volume` to the subscribers of this moment, without waiting."""
-        self._line.send(timage.encode(volume), "")
+    def publish(self, image: Volume | Frame) -> None:
+        """Send `image` to the subscribers of this moment, without waiting for any of them."""
+        self._line.send(timage.encode(image), "")
 
     def close(self) -> None:
         """Give the port back, after a moment for what is queued."""

@@ -74,7 +74,7 @@ class TmqDistributor(Owner):
     ) -> None:
         self._patience = Patience(stop, timeout)
         self._host, port = _split(bind_endpoint)
-        for attempt in range(ATTEMPTS if port == "*" else 1, 0, -1):
+        for attempt in range(ATTEMPTS if port in ("*", "0") else 1, 0, -1):
             self.senders: list[WorkerSender] = []
             try:
                 self._listen(port)
@@ -176,9 +176,7 @@ class WorkerSender(Owner):
         """
         shape = (self.rows.count if self.rows else 0, self._columns)
         if frame.pixels.shape != shape:
-            raise ValueError(
-                f"worker {self._rank} takes slabs of the shape {shape}, not {frame.pixels.shape}"
-            )
+            raise ValueError(f"worker {self._rank} takes slabs of the shape {shape}, not {frame.pixels.shape}")
         center = self._columns / 2 if frame.center is None else frame.center
         pixels = frame.pixels.astype(np.float32, copy=False)
         data = tmq.ProjectionData(projection_id=frame.number, theta=frame.angle, center=center, pixels=pixels)
@@ -231,9 +229,7 @@ class WorkerSender(Owner):
             if isinstance(request, wanted) and number == self._due:
                 self._due = number + 1
                 return request
-            self._refuse(
-                f"{type(request).__name__} {number} came where {wanted.__name__} {self._due} was due"
-            )
+            self._refuse(f"{type(request).__name__} {number} came where {wanted.__name__} {self._due} was due")
 
     def _answer(self, reply: tmq.Message) -> None:
         self._line.send(tmq.encode(self._due, reply), f"worker {self._rank} took no reply at {self.endpoint}")
@@ -309,9 +305,7 @@ class TmqWorker(Owner):
                 return self._ask_projection()
             except WireError as error:
                 self.refused += 1
-                get_logger().warning(
-                    "reply refused", endpoint=self._endpoint, reason=str(error), refused=self.refused
-                )
+                get_logger().warning("reply refused", endpoint=self._endpoint, reason=str(error), refused=self.refused)
         return None
 
     def close(self) -> None:
@@ -324,9 +318,7 @@ class TmqWorker(Owner):
         except WireError as error:
             raise UserError(f"what answers at {self._endpoint} is no distributor: {error}") from error
         if not isinstance(reply, tmq.InfoReply):
-            raise UserError(
-                f"the distributor at {self._endpoint} had no rows for this worker; start both anew"
-            )
+            raise UserError(f"the distributor at {self._endpoint} had no rows for this worker; start both anew")
         first, count = reply.first_sinogram, reply.sinograms
         self._rows = RowRange(start=first, stop=first + count, total=reply.total_sinograms)
         self._columns = reply.columns
@@ -355,8 +347,7 @@ class TmqWorker(Owner):
         number, reply = tmq.decode(message, columns=self._columns)
         if number != due:
             raise UserError(
-                f"the distributor at {self._endpoint} sent message {number} where {due} was due; "
-                "start both anew"
+                f"the distributor at {self._endpoint} sent message {number} where {due} was due; start both anew"
             )
         return reply
 
