@@ -172,8 +172,8 @@ class PhantomSource:
         fine = np.zeros((self._z.size, self._s.size))
         for part in SAMPLE:
             _add_chords(fine, part, cos, sin, self._z, self._s)
-        pixels = fine.reshape(self.rows, ALONG, self.columns, ACROSS).mean(axis=(1, 3))
-        return np.asarray(self._scale * pixels)
+        pixels: Map = np.einsum("rack->rc", fine.reshape(self.rows, ALONG, self.columns, ACROSS))  # sums samples
+        return pixels * (self._scale / (ALONG * ACROSS))
 
     def truth(self) -> npt.NDArray[np.float32]:
         """Return the sample as a reconstruction shows it: (rows, columns, columns), attenuation per pixel.
@@ -235,9 +235,10 @@ def _add_chords(fine: Map, part: Ellipsoid, cos: float, sin: float, z: Map, s: M
     r2 = (part.a * (ux * cos - uy * sin)) ** 2 + (part.b * (vx * cos - vy * sin)) ** 2
     distance = s - (part.x * cos - part.y * sin)
     near = slice(*np.searchsorted(distance, (-math.sqrt(r2), math.sqrt(r2))))
-    chord = (r2 * (1 - ((z - part.z) / part.c) ** 2))[:, np.newaxis] - distance[near] ** 2
+    chord = np.subtract.outer(r2 * (1 - ((z - part.z) / part.c) ** 2), distance[near] ** 2)
     np.sqrt(np.maximum(chord, 0, out=chord), out=chord)
-    fine[:, near] += (part.value * 2 * part.a * part.b / r2) * chord
+    chord *= part.value * 2 * part.a * part.b / r2
+    fine[:, near] += chord
 
 
 def _add_inside(volume: Map, part: Ellipsoid, z: Map, line: Map) -> None:
