@@ -3,8 +3,9 @@
 What the programs make of a scan and what `reconstruct` makes of it are therefore equal bit for bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,35 @@ def reconstruct(
     with ExitStack() as stack:
         source = stack.enter_context(open_scan(scan)) if isinstance(scan, str | Path) else scan
         count = len(source.angles)
-        projector = make_projector(backend, source.rows, source.columns, model=model, norm=norm)
-        reconstruction = Reconstruction(
-            projector, length=length or count, step=step or count, iterations=iterations, center=center
+        return reconstruct_frames(
+            projections(source, remove_stripes=remove_stripes),
+            iterations=iterations,
+            center=center,
+            length=length or count,
+            step=step or count,
+            backend=backend,
+            model=model,
+            norm=norm,
         )
-        for _update in reconstruction.run(projections(source, remove_stripes=remove_stripes)):
-            pass
-        return reconstruction.volume()
+
+
+def reconstruct_frames(
+    corrected: Iterable[Frame],
+    *,
+    iterations: int,
+    length: int,
+    step: int,
+    center: float | None = None,
+    backend: Backend = "numba",
+    model: Model = "exact",
+    norm: Norm = "squared",
+) -> npt.NDArray[np.float32]:
+    """Reconstruct corrected projections (float32 line integrals), window by window; see `reconstruct`."""
+    arrivals = iter(corrected)
+    first = next(arrivals)
+    slices, columns = first.pixels.shape
+    projector = make_projector(backend, slices, columns, model=model, norm=norm)
+    reconstruction = Reconstruction(projector, length=length, step=step, iterations=iterations, center=center)
+    for _update in reconstruction.run(chain([first], arrivals)):
+        pass
+    return reconstruction.volume()

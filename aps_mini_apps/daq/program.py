@@ -30,7 +30,7 @@ def main(settings: DaqSettings) -> int:
     """Send the scan and return 0 when all of it has left."""
     stop, log = StopFlag().install(), get_logger()
     with open_source(settings) as source, open_sender(settings, stop) as sender:
-        log.info("listening", endpoint=sender.endpoint)
+        log.info("listening", endpoint=sender.endpoint, synch=getattr(sender, "synch_endpoint", None))
         scan = settings.scan or make_scan_name()
         log.info(
             "scan started",

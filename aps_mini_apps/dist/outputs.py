@@ -73,10 +73,10 @@ class PushOutputs:
 
 
 class TmqOutputs:
-    """The link of the APS mini-apps: the workers say how many they are."""
+    """The link of the APS mini-apps: the workers say how many they are; `expected` is how many ports to keep free."""
 
-    def __init__(self, bind: str, *, stop: StopFlag, timeout: float | None) -> None:
-        self._distributor = TmqDistributor(bind, stop=stop, timeout=timeout)
+    def __init__(self, bind: str, expected: int, *, stop: StopFlag, timeout: float | None) -> None:
+        self._distributor = TmqDistributor(bind, ports=expected, stop=stop, timeout=timeout)
 
     def __enter__(self) -> Self:
         self._distributor.__enter__()

@@ -61,7 +61,7 @@ def _warn(settings: DistSettings) -> None:
 def _open_outputs(settings: DistSettings, stop: StopFlag) -> Outputs:
     timeout = settings.timeout or None
     if settings.my_distributor_addr:
-        return TmqOutputs(settings.my_distributor_addr, stop=stop, timeout=timeout)
+        return TmqOutputs(settings.my_distributor_addr, settings.workers, stop=stop, timeout=timeout)
     return PushOutputs(settings.bind, settings.workers, stop=stop, timeout=timeout)
 
 

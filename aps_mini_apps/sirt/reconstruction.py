@@ -89,7 +89,7 @@ class AxisSearch:
         pair = axis.find_pair(angles)
         if pair is None:
             return None
-        first, opposite = (frames[index].pixels for index in pair)
+        first, opposite = (np.asarray(frames[index].pixels, np.float32) for index in pair)
         middle = first.shape[0] // 2
         sinogram = np.stack([frame.pixels[middle] for frame in frames])
         return axis.refine(sinogram, angles, axis.from_pair(first, opposite))

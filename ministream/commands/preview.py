@@ -2,15 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 INK, FAINT, ACCENT, SECOND = "#1d2733", "#8a97a6", "#0b7285", "#d9480f"
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +54,16 @@ def read_result(path: Path, dataset: str = "/data") -> Result:
 
 def draw(result: Result, truth: npt.NDArray[np.float32] | None, title: str) -> Figure:
     """Draw `result`; `truth` (same shape) adds the true slice and a profile through both."""
-    style = {"font.size": 9, "axes.edgecolor": FAINT, "axes.titlesize": 10, "axes.titlelocation": "left"}
-    with mpl.rc_context({**style, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(12, 7.4), layout="constrained", facecolor="white")
         figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1.0])
+        top, bottom = np.atleast_1d(figure.subfigures(2, 1, height_ratios=[1.25, 1.0]))  # type: ignore[arg-type]
         _draw_slices(top, result.volume, truth)
         _draw_course(bottom, result, truth)
         return figure
 
 
-def _draw_slices(figure: Figure, volume: npt.NDArray[np.float32], truth: npt.NDArray[np.float32] | None) -> None:
+def _draw_slices(figure: FigureBase, volume: npt.NDArray[np.float32], truth: npt.NDArray[np.float32] | None) -> None:
     slices, size, _ = volume.shape
     middle = slices // 2
     panels = [(f"slice {index}", volume[index]) for index in sorted({slices // 6, middle, slices - 1 - slices // 6})]
@@ -71,7 +79,7 @@ def _draw_slices(figure: Figure, volume: npt.NDArray[np.float32], truth: npt.NDA
     figure.colorbar(shown, ax=list(axes), shrink=0.85, label="attenuation, 1/pixel")
 
 
-def _draw_course(figure: Figure, result: Result, truth: npt.NDArray[np.float32] | None) -> None:
+def _draw_course(figure: FigureBase, result: Result, truth: npt.NDArray[np.float32] | None) -> None:
     sinogram_ax, course_ax, profile_ax = figure.subplots(1, 3)
     sinogram = result.monitor["sinogram"]
     sinogram_ax.imshow(sinogram, cmap="gray", aspect="auto", interpolation="nearest")

@@ -135,7 +135,7 @@ def _tables(result: Result, story: Story, quality: Quality | None) -> list[Table
     tables: list[Table] = [("Programs", "", ("program", *keys), services)]
     if quality is not None:
         note = f"Against the phantom, inside the circle; data range {quality.data_range:.5g} per pixel."
-        rows = [(name.upper(), _show(value)) for name, value in asdict(quality).items() if isinstance(value, float)]
+        rows: list[Row] = [(name.upper(), _show(value)) for name, value in asdict(quality).items() if isinstance(value, float)]
         tables.append(("Quality", note, ("measure", "value"), rows))
     tables.append(("Reconstruction", "As written into the file.", ("attribute", "value"), _pairs(result.attributes)))
     tables.append(("Settings of the run", "", ("option", "value"), _pairs(story.settings)))

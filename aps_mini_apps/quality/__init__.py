@@ -1,0 +1,1 @@
+"""Quality: measures of a reconstruction against a reference, and the program that prints them."""

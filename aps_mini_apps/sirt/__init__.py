@@ -1,0 +1,1 @@
+"""Reconstruction: sliding window, projectors, the SIRT update, the rotation axis, output files, the program."""
