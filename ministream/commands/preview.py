@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 INK, FAINT, ACCENT, SECOND = "#1d2733", "#8a97a6", "#0b7285", "#d9480f"
+BRIGHTEST = 1.6
+"""White is at most so many times the 90th percentile: a thin bright shell must not hide what is inside it."""
 
 STYLE: Any = {
     "font.size": 9,
@@ -107,6 +109,7 @@ def _draw_convergence(ax: Axes, result: Result) -> None:
 
 
 def _window(volume: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Return grey limits that neither noise in the corners nor a few hot voxels decide."""
-    low, high = np.percentile(volume, (0.5, 99.8))
+    """Return grey limits that neither noise in the corners nor a few bright voxels decide."""
+    low, most, high = np.percentile(volume, (0.5, 90.0, 99.8))
+    high = min(high, BRIGHTEST * most) if most > low else high
     return float(low), float(high) if high > low else float(low) + 1.0

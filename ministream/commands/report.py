@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from aps_mini_apps.quality.measures import Quality, compare
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from aps_mini_apps.quality.measures import Quality, compare
 from ministream.base.errors import UserError
 from ministream.commands.preview import Result, draw, read_result
 
@@ -135,7 +135,8 @@ def _tables(result: Result, story: Story, quality: Quality | None) -> list[Table
     tables: list[Table] = [("Programs", "", ("program", *keys), services)]
     if quality is not None:
         note = f"Against the phantom, inside the circle; data range {quality.data_range:.5g} per pixel."
-        rows: list[Row] = [(name.upper(), _show(value)) for name, value in asdict(quality).items() if isinstance(value, float)]
+        figures = asdict(quality).items()
+        rows: list[Row] = [(name.upper(), _show(value)) for name, value in figures if isinstance(value, float)]
         tables.append(("Quality", note, ("measure", "value"), rows))
     tables.append(("Reconstruction", "As written into the file.", ("attribute", "value"), _pairs(result.attributes)))
     tables.append(("Settings of the run", "", ("option", "value"), _pairs(story.settings)))

@@ -19,6 +19,7 @@ from aps_mini_apps.daq.program import make_scan_name, open_source
 from aps_mini_apps.daq.settings import DaqSettings
 from aps_mini_apps.daq.sources import Source
 from aps_mini_apps.dist.settings import DistSettings
+from aps_mini_apps.sirt.projectors import make_projector
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.writer import check_writable
 from ministream.base.errors import UserError
@@ -49,6 +50,7 @@ def main(settings: RunSettings) -> int:
     check_writable(output)
     with open_source(plan.daq) as source:
         plan.find_axis(source)
+        plan.prepare_kernels(source)
         story = Story(scan=plan.scan, source=source.name, settings=settings.model_dump(mode="json"))
         console = Console()
         with Display(console, style=settings.log_format) as display, Children(stop) as children:
@@ -72,7 +74,7 @@ class Plan:
         self.center = settings.center
         self.daq = self._load("daq", DaqSettings, self.for_daq())
         self._load("dist", DistSettings, self.for_dist({"endpoint": ANY_PORT, "synch": ANY_PORT}))
-        self._load("sirt", SirtSettings, self.for_sirt(0, ANY_PORT))
+        self.sirt = self._load("sirt", SirtSettings, self.for_sirt(0, ANY_PORT))
 
     def find_axis(self, source: Source) -> None:
         """Replace `--center auto` by the axis found in the source, if two of its projections face each other.
@@ -90,6 +92,13 @@ class Plan:
             return
         self.center = round(found, 3)
         log.info("rotation axis found", center=self.center, seconds=round(time.monotonic() - began, 2))
+
+    def prepare_kernels(self, source: Source) -> None:
+        """Have the kernels compiled before the scan begins: the workers then load them from Numba's cache."""
+        began, sirt = time.monotonic(), self.sirt
+        slices = -(-source.rows // self.settings.workers)
+        make_projector(sirt.backend, slices, source.columns, model=sirt.model, norm=sirt.norm).warm_up()
+        get_logger().info("kernels ready", backend=sirt.backend, seconds=round(time.monotonic() - began, 2))
 
     def _axis_band(self, source: Source) -> DaqSettings:
         """Return settings for the rows of the source around its middle; a phantom is taken whole."""
