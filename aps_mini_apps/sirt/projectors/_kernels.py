@@ -1,0 +1,428 @@
+"""The loops of the compiled projector.
+
+Layout: a slab is as many slices as a vector has lanes. Volumes are [slab][row][column], sinograms
+[slab][angle][column], and an element is one vector: the same pixel (or bin) of all slices of the slab. In
+parallel beam the system matrix is the same for every slice, so one weight serves a whole vector, and every
+access to memory is one whole vector. A border of one zero pixel (two zero bins) stands for tests at the edges.
+
+Both projections gather: forward walks along rays, back runs over pixels, with the same weights (`_footprint`).
+Nothing is added from two sides, so no result depends on the number of threads.
+
+Positions are integers: units of 2**-40 column for a ray or a pixel (exact to 1e-8 column on any detector), and
+within the tables of 16 units of 2**-26, which a shift splits into a whole pixel and a fraction.
+"""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# (Numba types these functions, from the arrays that they are called with.)
+
+import math
+
+import numpy as np
+from numba import njit, prange
+
+from aps_mini_apps.sirt.projectors._footprint import NEGLIGIBLE
+from aps_mini_apps.sirt.projectors._vectors import (
+    TABLE_LANES,
+    counting,
+    item,
+    keep,
+    load,
+    maximum,
+    minimum,
+    store,
+    table_zeros,
+    to_float,
+    total,
+    width,
+    zeros,
+)
+
+BORDER = 1
+"""Zero pixels around the image: where the second of a ray's two taps falls at the edge."""
+BINS_BEFORE = 2
+BINS_AFTER = 2
+"""Zero bins around the detector: positions beyond it are moved there."""
+
+POSITION_BITS = 40
+FRACTION_BITS = 26  # leaves +-32 columns: a table of 16 spans less
+SHIFT = POSITION_BITS - FRACTION_BITS
+FRACTION_MASK = (1 << FRACTION_BITS) - 1
+EDGE = 1e-6  # a ray that runs this close to the far side of the border has no weight, only rounding
+
+STEPS = TABLE_LANES  # steps of a forward band: its rows of the volume stay in the second-level cache
+RAYS = 8  # rays whose tables are made together: tables stay in the first-level cache
+ANGLES_PER_JOB = 8  # angles that share a band
+ANGLE = np.dtype(
+    [(name, np.int64) for name in ("cos", "sin", "first", "origin", "pitch", "slope", "by_rows")]
+    + [(name, np.float32) for name in ("peak", "top", "pixel_top", "pixel_fall", "bin_top", "bin_fall")],
+    align=True,
+)
+"""A footprint as the loops want it: positions as integers, weights as `top - fall * fraction`.
+
+The weight of the neighbour above is `pixel_top + pixel_fall * fraction` where rays meet pixels, and
+`bin_top + bin_fall * fraction` where pixels meet bins, whose neighbours lie farther apart.
+"""
+
+TILE_ROWS = 32
+TILE_COLUMNS = TABLE_LANES
+ANGLES_PER_PASS = 32  # angles whose bins stay in cache while a tile is filled
+
+_LOOP = {"nogil": True, "cache": True, "error_model": "numpy"}
+_PARALLEL = {**_LOOP, "parallel": True}
+# Small functions become part of their caller. They own no arrays: counting references would cost half the speed.
+_SMALL = {"forceinline": True, "error_model": "numpy", "_nrt": False}
+
+
+@njit(**_SMALL)
+def _unravel(job, size):
+    """Return the two coordinates of a job on a grid `size` wide (Numba counts jobs without a sign)."""
+    job = np.intp(job)
+    return job // size, job % size
+
+
+# ---------------------------------------------------------------------------------------------- the two taps
+
+
+@njit(**_SMALL)
+def _table_positions(position, step):
+    """Return the whole part of `position`, and the rest plus 0, 1, ... 15 steps as table positions."""
+    whole = np.int32(position >> POSITION_BITS)
+    rest = np.int32((position >> SHIFT) & FRACTION_MASK)
+    return whole, counting() * np.int32(step >> SHIFT) + rest
+
+
+@njit(**_SMALL)
+def _tap_weights(positions, peak, top_below, top_above, fall):
+    """Return the weights of the neighbours below and above each table position."""
+    fraction = to_float(positions & np.int32(FRACTION_MASK))
+    none = np.float32(0.0)
+    below = minimum(peak, maximum(none, top_below - fall * fraction))
+    above = minimum(peak, maximum(none, top_above + fall * fraction))
+    return below, above
+
+
+@njit(**_SMALL)
+def _ray_taps(angle, position):
+    """Return the pixels that a ray runs above or left of at 16 steps from `position`, and both taps' weights."""
+    whole, positions = _table_positions(position, angle.slope)
+    below, above = _tap_weights(positions, angle.peak, angle.top, angle.pixel_top, angle.pixel_fall)
+    return (positions >> np.int32(FRACTION_BITS)) + whole, below, above
+
+
+@njit(**_SMALL)
+def _pixel_taps(angle, row, column):
+    """Return the bins that 16 pixels of a row lie right of on the detector, and both taps' weights."""
+    whole, positions = _table_positions(angle.first + column * angle.cos - row * angle.sin, angle.cos)
+    below, above = _tap_weights(positions, angle.peak, angle.top, angle.bin_top, angle.bin_fall)
+    return (positions >> np.int32(FRACTION_BITS)) + whole, below, above
+
+
+# ------------------------------------------------------------------- what depends on the angles and not the data
+
+
+@njit(**_SMALL)
+def _span(angle, ray, size):
+    """Return the steps (first, one past the last) at which a ray runs over the image or its border."""
+    start = (angle.origin + ray * angle.pitch) / (1 << POSITION_BITS)
+    slope = angle.slope / (1 << POSITION_BITS)
+    low, high = -1.0 + EDGE, size - EDGE
+    if slope == 0.0:
+        return (0, size) if low < start < high else (0, 0)
+    enter, leave = (low - start) / slope, (high - start) / slope
+    if slope < 0.0:
+        enter, leave = leave, enter
+    first = math.ceil(min(max(enter, 0.0), float(size)))
+    last = math.floor(min(max(leave, -1.0), size - 1.0))
+    return first, max(first, last + 1)
+
+
+@njit(**_SMALL)
+def _row_norm(angle, ray, first, end, size, squared):
+    """Return the sum of a ray's lengths, or of their squares."""
+    lanes = counting()
+    last = np.int32(size - 1)
+    sums = table_zeros()
+    for step in range(first, end, TABLE_LANES):
+        pixel, below, above = _ray_taps(angle, angle.origin + ray * angle.pitch + step * angle.slope)
+        below = keep(below, pixel, np.int32(0), last)
+        above = keep(above, pixel, np.int32(-1), last - np.int32(1))
+        lengths = below * below + above * above if squared else below + above
+        sums = sums + keep(lengths, lanes, np.int32(0), np.int32(end - 1 - step))
+    return total(sums)
+
+
+@njit(**_SMALL)
+def _inverse(norm):
+    return np.float32(1.0) / norm if norm > np.float32(NEGLIGIBLE) else np.float32(0.0)
+
+
+@njit(**_PARALLEL)
+def trace_rays(angles, squared, spans, weights):
+    """Fill `spans` (angles, columns, 2) with each ray's steps, and `weights` (angles, columns) with 1 / row norm."""
+    count, size = weights.shape
+    blocks = (size + RAYS - 1) // RAYS
+    for job in prange(count * blocks):
+        index, block = _unravel(job, blocks)
+        angle = angles[index]
+        for ray in range(block * RAYS, min(size, (block + 1) * RAYS)):
+            first, end = _span(angle, ray, size)
+            spans[index, ray, 0], spans[index, ray, 1] = first, end
+            weights[index, ray] = _inverse(_row_norm(angle, ray, first, end, size, squared))
+
+
+@njit(**_SMALL)
+def _sum_of_lengths(angle, row, column, size):
+    """Return what 16 pixels of a row give to one projection: rays that miss the detector don't count."""
+    ray, below, above = _pixel_taps(angle, row, column)
+    last = np.int32(size - 1)
+    return keep(below, ray, np.int32(0), last) + keep(above, ray, np.int32(-1), last - np.int32(1))
+
+
+@njit(**_LOOP)
+def _sum_row(angles, row, weights):
+    size = weights.shape[0]
+    sums = np.empty(TABLE_LANES, np.float32)
+    for column in range(0, size, TABLE_LANES):
+        lengths = table_zeros()
+        for index in range(len(angles)):
+            lengths = lengths + _sum_of_lengths(angles[index], row, column, size)
+        store(sums, 0, lengths)
+        for lane in range(min(TABLE_LANES, size - column)):
+            weights[row, column + lane] = _inverse(sums[lane])
+
+
+@njit(**_PARALLEL)
+def sum_columns(angles, weights):
+    """Fill `weights` (rows, columns) with 1 / the sum of the lengths of all rays in each pixel."""
+    for row in prange(weights.shape[0]):
+        _sum_row(angles, row, weights)
+
+
+# -------------------------------------------------------------------------------------------------- forward
+
+
+@njit(**_SMALL)
+def _walk(volume, offsets, below, above, first, last, across, ray_sum):
+    """Add `volume` along one ray from entry `first` to `last` of the tables to `ray_sum`."""
+    sum_0, sum_1, sum_2, sum_3 = ray_sum, zeros(volume), zeros(volume), zeros(volume)
+    entry = first
+    while entry + 1 < last:
+        offset, next_offset = item(offsets, entry), item(offsets, entry + 1)
+        sum_0 = sum_0 + item(below, entry) * load(volume, offset)
+        sum_1 = sum_1 + item(above, entry) * load(volume, offset + across)
+        sum_2 = sum_2 + item(below, entry + 1) * load(volume, next_offset)
+        sum_3 = sum_3 + item(above, entry + 1) * load(volume, next_offset + across)
+        entry += 2
+    if entry < last:
+        offset = item(offsets, entry)
+        sum_0 = sum_0 + item(below, entry) * load(volume, offset)
+        sum_1 = sum_1 + item(above, entry) * load(volume, offset + across)
+    return (sum_0 + sum_1) + (sum_2 + sum_3)
+
+
+@njit(**_SMALL)
+def _walk_band(volume, angle, spans, rays, step, offsets, below, above, sums):
+    """Add one band of `volume` (steps `step` and following) to the sums of `rays` at one angle."""
+    vector = width(volume)
+    along, across = vector, volume.shape[1] * vector
+    if angle.by_rows:
+        along, across = across, along
+    steps = counting() * np.int32(along) + np.int32((step + BORDER) * along + BORDER * across)
+    band_start = angle.origin + step * angle.slope
+    for block in range(rays[0], rays[1], RAYS):
+        block_end = min(rays[1], block + RAYS)
+        for ray in range(block, block_end):
+            pixel, near, far = _ray_taps(angle, band_start + ray * angle.pitch)
+            entry = (ray - block) * TABLE_LANES
+            store(offsets, entry, pixel * np.int32(across) + steps)
+            store(below, entry, near)
+            store(above, entry, far)
+        for ray in range(block, block_end):
+            first, end = max(item(spans, 2 * ray) - step, 0), min(item(spans, 2 * ray + 1) - step, STEPS)
+            if first < end:
+                entry = (ray - block) * TABLE_LANES
+                place = (ray + BINS_BEFORE) * vector
+                gathered = _walk(volume, offsets, below, above, entry + first, entry + end, across, load(sums, place))
+                store(sums, place, gathered)
+
+
+@njit(**_SMALL)
+def _clear(sums, rays):
+    vector = width(sums)
+    for ray in range(rays[0], rays[1]):
+        store(sums, (ray + BINS_BEFORE) * vector, zeros(sums))
+
+
+@njit(**_SMALL)
+def _weigh(measured, weights, rays, sums):
+    """Turn the sums of `rays` into weighted differences from what was measured."""
+    vector = width(sums)
+    for ray in range(rays[0], rays[1]):
+        place = (ray + BINS_BEFORE) * vector
+        store(sums, place, item(weights, ray) * (load(measured, ray * vector) - load(sums, place)))
+
+
+@njit(**_LOOP)
+def _residual_block(volume, sinogram, angles, spans, weights, block, rays, out):
+    """Fill `out` for the angles of `block` and the rays of `rays`."""
+    size = RAYS * TABLE_LANES
+    offsets, below, above = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    for index in range(block[0], block[1]):
+        _clear(out[index], rays)
+    for step in range(0, sinogram.shape[1], STEPS):
+        for index in range(block[0], block[1]):
+            _walk_band(volume, angles[index], spans[index], rays, step, offsets, below, above, out[index])
+    for index in range(block[0], block[1]):
+        _weigh(sinogram[index], weights[index], rays, out[index])
+
+
+@njit(**_PARALLEL)
+def fill_residual(volume, sinogram, angles, spans, weights, rays_per_job, out):
+    """Fill `out` [slab][angle][bin] with `weights` times (`sinogram` - the projections of `volume`)."""
+    slabs, count, size = sinogram.shape
+    angle_blocks = (count + ANGLES_PER_JOB - 1) // ANGLES_PER_JOB
+    ray_blocks = (size + rays_per_job - 1) // rays_per_job
+    for job in prange(slabs * angle_blocks * ray_blocks):
+        rest, part = _unravel(job, ray_blocks)
+        slab, angle_block = _unravel(rest, angle_blocks)
+        block = angle_block * ANGLES_PER_JOB, min(count, (angle_block + 1) * ANGLES_PER_JOB)
+        rays = part * rays_per_job, min(size, (part + 1) * rays_per_job)
+        _residual_block(volume[slab], sinogram[slab], angles, spans, weights, block, rays, out[slab])
+
+
+# ----------------------------------------------------------------------------------------------------- back
+
+
+@njit(**_SMALL)
+def _tabulate_row(angles, row, column, size, vector, stride, offsets, below, above):
+    """Fill the tables with the bins and weights of 16 pixels of one row, angle by angle."""
+    first_bin, last_bin = np.int32(-BINS_BEFORE), np.int32(size + BINS_AFTER - 2)
+    for index in range(len(angles)):
+        bins, near, far = _pixel_taps(angles[index], row, column)
+        inside = maximum(first_bin, minimum(last_bin, bins))
+        entry = index * TABLE_LANES
+        store(offsets, entry, inside * np.int32(vector) + np.int32(index * stride + BINS_BEFORE * vector))
+        store(below, entry, near)
+        store(above, entry, far)
+
+
+@njit(**_SMALL)
+def _gather_pair(residual, offsets, below, above, lane, count, left, right):
+    """Return `left` and `right` plus what `count` angles give to the pixels `lane` and `lane + 1`."""
+    vector = width(residual)
+    left_above, right_above = zeros(residual), zeros(residual)
+    entry = lane
+    for _ in range(count):
+        offset, next_offset = item(offsets, entry), item(offsets, entry + 1)
+        left = left + item(below, entry) * load(residual, offset)
+        left_above = left_above + item(above, entry) * load(residual, offset + vector)
+        right = right + item(below, entry + 1) * load(residual, next_offset)
+        right_above = right_above + item(above, entry + 1) * load(residual, next_offset + vector)
+        entry += TABLE_LANES
+    return left + left_above, right + right_above
+
+
+@njit(**_SMALL)
+def _change_pixel(volume, place, weight, gathered):
+    """Add `weight` * `gathered` to a pixel; return the squared change."""
+    change = weight * gathered
+    store(volume, place, load(volume, place) + change)
+    return change * change
+
+
+@njit(**_SMALL)
+def _pass_tile(volume, residual, angles, weights, relaxation, tile, offsets, below, above, sums, is_first, is_last):
+    """Gather what some of the angles give to a tile; the last pass updates the volume and returns the change."""
+    vector = width(volume)
+    top, bottom, left_edge, right_edge = tile
+    size = weights.shape[1]
+    squares = zeros(volume)
+    for row in range(top, bottom):
+        _tabulate_row(angles, row, left_edge, size, vector, residual.shape[1] * vector, offsets, below, above)
+        for column in range(left_edge, right_edge, 2):
+            lane = column - left_edge
+            spot = ((row - top) * TILE_COLUMNS + lane) * vector
+            left, right = zeros(volume), zeros(volume)
+            if not is_first:
+                left, right = load(sums, spot), load(sums, spot + vector)
+            left, right = _gather_pair(residual, offsets, below, above, lane, len(angles), left, right)
+            if is_last:
+                place = ((row + BORDER) * volume.shape[1] + column + BORDER) * vector
+                squares = squares + _change_pixel(volume, place, relaxation * weights[row, column], left)
+                if column + 1 < right_edge:
+                    weight = relaxation * weights[row, column + 1]
+                    squares = squares + _change_pixel(volume, place + vector, weight, right)
+            else:
+                store(sums, spot, left)
+                store(sums, spot + vector, right)
+    return squares
+
+
+@njit(**_LOOP)
+def _add_tile(volume, residual, angles, weights, relaxation, tile, change):
+    """Update one tile of `volume`; put the sum of its squared changes into `change`."""
+    size = ANGLES_PER_PASS * TABLE_LANES
+    offsets, below, above = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    sums = np.empty(TILE_ROWS * TILE_COLUMNS, volume.dtype)
+    count = len(angles)
+    for start in range(0, count, ANGLES_PER_PASS):
+        end = min(count, start + ANGLES_PER_PASS)
+        squares = _pass_tile(
+            volume,
+            residual[start:end],
+            angles[start:end],
+            weights,
+            relaxation,
+            tile,
+            offsets,
+            below,
+            above,
+            sums,
+            start == 0,
+            end == count,
+        )
+        store(change, 0, squares)
+
+
+@njit(**_PARALLEL)
+def add_back(volume, residual, angles, weights, relaxation, changes):
+    """Add `relaxation` * `weights` * the back projection of `residual` to `volume`, tile by tile.
+
+    `changes` [slab][tile] takes the sum of the squared changes, one vector per tile.
+    """
+    size = weights.shape[0]
+    across = (size + TILE_COLUMNS - 1) // TILE_COLUMNS
+    tiles = changes.shape[1]
+    for job in prange(changes.shape[0] * tiles):
+        slab, tile = _unravel(job, tiles)
+        row, column = _unravel(tile, across)
+        row, column = row * TILE_ROWS, column * TILE_COLUMNS
+        edges = row, min(size, row + TILE_ROWS), column, min(size, column + TILE_COLUMNS)
+        _add_tile(volume[slab], residual[slab], angles, weights, relaxation, edges, changes[slab, tile:])
+
+
+# --------------------------------------------------------------------------------------------------- misfit
+
+
+@njit(**_LOOP)
+def _square_row(residual, sinogram, weights, sums):
+    """Put the squares of one angle's differences and of its measured values into `sums` (2 vectors)."""
+    vector = width(sinogram)
+    differences, measured = zeros(sinogram), zeros(sinogram)
+    for ray in range(len(sinogram)):
+        if weights[ray] > np.float32(0.0):
+            difference = (np.float32(1.0) / weights[ray]) * load(residual, (ray + BINS_BEFORE) * vector)
+            value = load(sinogram, ray * vector)
+            differences = differences + difference * difference
+            measured = measured + value * value
+    store(sums, 0, differences)
+    store(sums, vector, measured)
+
+
+@njit(**_PARALLEL)
+def sum_squares(residual, sinogram, weights, sums):
+    """Fill `sums` [slab][angle][2] with the sums of squares of b - A x and of b, over rays that cross pixels."""
+    slabs, count, _ = sinogram.shape
+    for job in prange(slabs * count):
+        slab, index = _unravel(job, count)
+        _square_row(residual[slab, index], sinogram[slab, index], weights[index], sums[slab, index])

@@ -1,0 +1,222 @@
+"""The compiled projector: arrays, sizes and checks around the loops in `_kernels`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from aps_mini_apps.sirt.projectors import _kernels
+from aps_mini_apps.sirt.projectors._footprint import Model, Norm, footprints
+from aps_mini_apps.sirt.projectors._vectors import vector_dtype
+
+Floats = npt.NDArray[np.float32]
+
+_LANES = (1, 2, 4, 8, 16, 32)
+_LARGEST_OFFSET = 2**31 - 1
+"""Offsets within a slab are 32-bit: the tables of the kernels hold them."""
+_CACHE_LINE = 64
+_FEWEST_RAYS = 32
+"""Rays of one forward job, at least: fewer than that spend their time on the tables."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompiledGeometry:
+    """What depends on the angles: see `_kernels.trace_rays` and `sum_columns`."""
+
+    angles: npt.NDArray[np.void]
+    spans: npt.NDArray[np.int32]
+    row_weights: Floats
+    column_weights: Floats
+
+
+class NumbaProjector:
+    """Matched projectors on all cores, many slices at a time.
+
+    A volume is float32 (slabs, rows, columns, lanes) with a border of zeros, a sinogram (slabs, angles, columns,
+    lanes); slice k is lane `k % lanes` of slab `k // lanes`, and lanes without a slice stay 0.
+
+    Raises
+    ------
+    ValueError
+        If one slab has more than 2**31 numbers.
+    """
+
+    def __init__(self, slices: int, columns: int, model: Model, norm: Norm) -> None:
+        self.slices, self.columns = slices, columns
+        self._model: Model = model
+        self._norm: Norm = norm
+        self._lanes = _choose_lanes(slices)
+        self._slabs = math.ceil(slices / self._lanes)
+        self._side = _odd(columns + 2 * _kernels.BORDER)
+        self._bins = _odd(columns + _kernels.BINS_BEFORE + _kernels.BINS_AFTER)
+        if self._side**2 * self._lanes > _LARGEST_OFFSET:
+            raise ValueError(
+                f"{self._lanes} slices of {columns} x {columns} pixels are too large for one slab: "
+                "use fewer slices or columns"
+            )
+        self._dtype = vector_dtype(self._lanes)
+
+    def new_volume(self) -> Floats:
+        """Return a volume of zeros."""
+        return _zeros((self._slabs, self._side, self._side, self._lanes))
+
+    def import_volume(self, data: npt.NDArray[np.float32]) -> Floats:
+        """Return `data` (slices, rows, columns) as a volume."""
+        volume = self.new_volume()
+        inside = self._inside(volume)
+        for k in range(self.slices):
+            inside[k // self._lanes, ..., k % self._lanes] = data[k]
+        return volume
+
+    def export_volume(self, volume: Floats) -> Floats:
+        """Return a volume as (slices, rows, columns)."""
+        inside = self._inside(volume)
+        data = np.empty((self.slices, self.columns, self.columns), np.float32)
+        for slab in range(self._slabs):
+            part = data[slab * self._lanes : (slab + 1) * self._lanes]
+            for row in range(self.columns):  # row by row, so that reads and writes both stay in the cache
+                part[:, row] = inside[slab, row, :, : len(part)].T
+        return data
+
+    def measure(self, line_integrals: npt.NDArray[np.float32]) -> Floats:
+        """Return one projection (slices, columns) as (slabs, columns, lanes)."""
+        padded = np.zeros((self._slabs * self._lanes, self.columns), np.float32)
+        padded[: self.slices] = line_integrals
+        return np.ascontiguousarray(padded.reshape(self._slabs, self._lanes, self.columns).transpose(0, 2, 1))
+
+    def stack(self, measurements: Sequence[Floats]) -> Floats:
+        """Return measured projections as a sinogram."""
+        return np.stack(measurements, axis=1)
+
+    def export_sinogram(self, sinogram: Floats) -> Floats:
+        """Return a sinogram as (angles, slices, columns)."""
+        slabs, angles, columns, lanes = sinogram.shape
+        plain = sinogram.transpose(1, 0, 3, 2).reshape(angles, slabs * lanes, columns)
+        return np.array(plain[:, : self.slices])
+
+    def geometry(self, angles: npt.NDArray[np.float64], center: float) -> CompiledGeometry:
+        """Return the footprints of the angles, the rays' spans, and the inverse row norms and column sums."""
+        records = _compile_angles(footprints(angles, center, self.columns, self._model))
+        geometry = CompiledGeometry(
+            angles=records,
+            spans=np.empty((len(records), self.columns, 2), np.int32),
+            row_weights=np.empty((len(records), self.columns), np.float32),
+            column_weights=np.empty((self.columns, self.columns), np.float32),
+        )
+        _kernels.trace_rays(records, self._norm == "squared", geometry.spans, geometry.row_weights)
+        _kernels.sum_columns(records, geometry.column_weights)
+        return geometry
+
+    def residual(self, volume: Floats, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
+        """Return (b - A x) / row norm as (slabs, angles, bins, lanes), with empty bins on both sides."""
+        out = _zeros((self._slabs, len(geometry.angles), self._bins, self._lanes))
+        _kernels.fill_residual(
+            self._vectors(volume),
+            self._vectors(sinogram),
+            geometry.angles,
+            geometry.spans,
+            geometry.row_weights,
+            max(_FEWEST_RAYS, math.ceil(self.columns / numba.get_num_threads())),
+            self._vectors(out),
+        )
+        return out
+
+    def add_back(self, volume: Floats, residual: Floats, geometry: CompiledGeometry, relaxation: float = 1.0) -> float:
+        """Add the weighted back projection of `residual` to `volume`; return the sum of the squared changes."""
+        tiles = math.ceil(self.columns / _kernels.TILE_ROWS) * math.ceil(self.columns / _kernels.TILE_COLUMNS)
+        changes = np.empty((self._slabs, tiles, self._lanes), np.float32)
+        _kernels.add_back(
+            self._vectors(volume),
+            self._vectors(residual),
+            geometry.angles,
+            geometry.column_weights,
+            np.float32(relaxation),
+            self._vectors(changes),
+        )
+        return float(changes.sum(dtype=np.float64))
+
+    def misfit(self, residual: Floats, sinogram: Floats, geometry: CompiledGeometry) -> float:
+        """Return ||b - A x|| / ||b|| over the rays that cross pixels; 0 if their b is all 0."""
+        sums = np.empty((*sinogram.shape[:2], 2, self._lanes), np.float32)
+        _kernels.sum_squares(
+            self._vectors(residual), self._vectors(sinogram), geometry.row_weights, self._vectors(sums)
+        )
+        difference, measured = sums.sum(axis=(0, 1, 3), dtype=np.float64)
+        return math.sqrt(difference / measured) if measured > 0.0 else 0.0
+
+    def forward(self, volume: Floats, geometry: CompiledGeometry) -> Floats:
+        """Return A x: the residual of nothing measured, unweighted, with the other sign."""
+        unweighted = replace(geometry, row_weights=np.full_like(geometry.row_weights, -1.0))
+        nothing = np.zeros((self._slabs, len(geometry.angles), self.columns, self._lanes), np.float32)
+        return self._detector(self.residual(volume, nothing, unweighted)).copy()
+
+    def back(self, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
+        """Return A' b: what an unweighted update adds to nothing."""
+        unweighted = replace(geometry, column_weights=np.ones_like(geometry.column_weights))
+        padded = _zeros((self._slabs, len(geometry.angles), self._bins, self._lanes))
+        self._detector(padded)[...] = sinogram
+        volume = self.new_volume()
+        self.add_back(volume, padded, unweighted)
+        return volume
+
+    def warm_up(self) -> None:
+        """Run everything once on a small slab: compiled code depends on the lanes alone."""
+        small = NumbaProjector(self._lanes, 4, self._model, self._norm)
+        volume = small.new_volume()
+        sinogram = small.stack([small.measure(np.zeros((self._lanes, 4), np.float32))])
+        geometry = small.geometry(np.zeros(1), 2.0)
+        residual = small.residual(volume, sinogram, geometry)
+        small.add_back(volume, residual, geometry)
+        small.misfit(residual, sinogram, geometry)
+
+    def _inside(self, volume: Floats) -> Floats:
+        inner = slice(_kernels.BORDER, _kernels.BORDER + self.columns)
+        return volume[:, inner, inner]
+
+    def _detector(self, bins: Floats) -> Floats:
+        return bins[:, :, _kernels.BINS_BEFORE : _kernels.BINS_BEFORE + self.columns]
+
+    def _vectors(self, array: Floats) -> npt.NDArray[np.void]:
+        """View an array whose last axis is the lanes as an array of vectors."""
+        return array.view(self._dtype)[..., 0]
+
+
+def _compile_angles(footprint: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Return footprints as records of `_kernels.ANGLE`."""
+    angles = np.empty(len(footprint), _kernels.ANGLE)
+    for name in ("cos", "sin", "first", "origin", "pitch", "slope"):
+        angles[name] = np.rint(np.ldexp(footprint[name], _kernels.POSITION_BITS))
+    for name in ("by_rows", "peak", "top"):
+        angles[name] = footprint[name]
+    for name, spacing in (("pixel", footprint["spacing"]), ("bin", 1.0)):
+        fall = footprint["fall"] * spacing
+        angles[f"{name}_top"] = footprint["top"] - fall
+        angles[f"{name}_fall"] = np.ldexp(fall, -_kernels.FRACTION_BITS)
+    return angles
+
+
+def _choose_lanes(slices: int) -> int:
+    """Return the widest vector that leaves no more lanes empty than a narrower one would."""
+    fitting = next((lanes for lanes in _LANES if lanes >= slices), _LANES[-1])
+    narrower = 16
+    return narrower if slices > narrower and -slices % narrower < -slices % fitting else fitting
+
+
+def _odd(size: int) -> int:
+    """Return `size` or the next odd number: strides of a power of two share few lines of the cache."""
+    return size | 1
+
+
+def _zeros(shape: tuple[int, ...]) -> Floats:
+    """Return zeros that begin on a cache line, so that no vector straddles two.
+
+    (NumPy itself asks for huge pages where an array is large, which matters as much.)
+    """
+    count = math.prod(shape)
+    spare = _CACHE_LINE // 4
+    block = np.zeros(count + spare, np.float32)
+    start = -block.ctypes.data % _CACHE_LINE // 4
+    return block[start : start + count].reshape(shape)

@@ -1,0 +1,233 @@
+"""Both projectors against geometry: lengths found by clipping rays, not by the formula that the projectors use."""
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aps_mini_apps.sirt.algorithm import sirt
+from aps_mini_apps.sirt.projectors import _kernels, make_projector
+
+BACKENDS = ("numpy", "numba")
+MODELS = ("exact", "joseph")
+ANGLES = np.concatenate([np.arange(-4, 9) * np.pi / 4, [0.3, 1.1, -0.7, 2.9, 4.0, 5.5, -9.2, 1e-3, np.pi / 2 + 1e-4]])
+
+
+def chord(middle, s, theta):
+    """Length of the ray `s` at `theta` within the unit square around `middle` (x, y), by clipping the ray."""
+    point = np.array([s * np.cos(theta), -s * np.sin(theta)])
+    direction = np.array([np.sin(theta), np.cos(theta)])
+    enter, leave = -np.inf, np.inf
+    for axis in range(2):
+        borders = middle[axis] + np.array([-0.5, 0.5]) - point[axis]
+        if abs(direction[axis]) < 1e-12:
+            if not borders[0] < 0 < borders[1]:
+                return 0.0
+            continue
+        near, far = sorted(borders / direction[axis])
+        enter, leave = max(enter, near), min(leave, far)
+    return max(0.0, leave - enter)
+
+
+def exact_row(columns, s, theta):
+    offset = np.arange(columns) - (columns - 1) / 2
+    return np.array([[chord((x, y), s, theta) for x in offset] for y in offset])
+
+
+def joseph_row(columns, s, theta):
+    """Walk along the ray's main direction, and interpolate between the two nearest pixels at every step."""
+    cos, sin = np.cos(theta), np.sin(theta)
+    offset = np.arange(columns) - (columns - 1) / 2
+    row = np.zeros((columns, columns))
+    by_rows = abs(cos) >= abs(sin)
+    for step in range(columns):
+        crossing = (s + offset[step] * sin) / cos if by_rows else (offset[step] * cos - s) / sin
+        weights = np.maximum(0.0, 1.0 - np.abs(offset - crossing)) / max(abs(cos), abs(sin))
+        row[(step, slice(None)) if by_rows else (slice(None), step)] = weights
+    return row
+
+
+def dense(columns, angles, center, model):
+    """Return the system matrix (angles, columns, pixels)."""
+    row = exact_row if model == "exact" else joseph_row
+    return np.array([[row(columns, c + 0.5 - center, theta).ravel() for c in range(columns)] for theta in angles])
+
+
+def project(projector, data, angles, center):
+    geometry = projector.geometry(angles, center)
+    return projector.export_sinogram(projector.forward(projector.import_volume(data), geometry))
+
+
+def import_sinogram(projector, data):
+    """Return `data` (angles, slices, columns) as a sinogram."""
+    return projector.stack([projector.measure(projection) for projection in data])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("columns", "center"), [(8, 4.0), (7, 3.5), (8, 3.17), (7, 0.29), (8, 7.8)])
+class TestMatrix:
+    def test_forward_is_the_dense_matrix(self, backend, model, columns, center):
+        projector = make_projector(backend, columns**2, columns, model=model)
+        pixels = np.eye(columns**2, dtype=np.float32).reshape(-1, columns, columns)  # one to each slice
+        matrix = project(projector, pixels, ANGLES, center).transpose(0, 2, 1)
+        np.testing.assert_allclose(matrix, dense(columns, ANGLES, center, model), atol=2e-4)
+
+    def test_back_is_its_transpose(self, backend, model, columns, center):
+        angles = ANGLES[::4]
+        projector = make_projector(backend, len(angles) * columns, columns, model=model)
+        bins = np.eye(len(angles) * columns, dtype=np.float32).reshape(-1, len(angles), columns).swapaxes(0, 1)
+        volume = projector.back(import_sinogram(projector, bins), projector.geometry(angles, center))
+        matrix = projector.export_volume(volume).reshape(len(angles), columns, -1)
+        np.testing.assert_allclose(matrix, dense(columns, angles, center, model), atol=2e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_ray_between_two_pixels_gives_half_to_each(backend):
+    projector = make_projector(backend, 1, 4)
+    image = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    down, right = project(projector, image, np.array([0.0, np.pi / 2]), 1.5)[:, 0]
+    np.testing.assert_allclose(down, [26, 30, 34, 18], rtol=1e-6)  # columns sum up to 24, 28, 32, 36
+    np.testing.assert_allclose(right, [46, 30, 14, 3], rtol=1e-6)  # rows to 6, 22, 38, 54
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("slices", [1, 3, 17, 40])
+def test_layouts_keep_every_number(backend, slices):
+    projector = make_projector(backend, slices, 9)
+    rng = np.random.default_rng(1)
+    volume, sinogram = rng.random((slices, 9, 9), np.float32), rng.random((5, slices, 9), np.float32)
+    exported = projector.export_volume(projector.import_volume(volume))
+    assert np.array_equal(exported, volume)
+    assert exported.flags.c_contiguous
+    assert np.array_equal(projector.export_sinogram(import_sinogram(projector, sinogram)), sinogram)
+    assert not projector.export_volume(projector.new_volume()).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_no_ray_crosses_stays(backend):
+    """One projection, axis far from the middle: rays beside the image, and pixels beside the detector."""
+    projector = make_projector(backend, 3, 16)
+    matrix = dense(16, [0.4], 2.2, "exact")[0]
+    before = np.ones((3, 16, 16), np.float32)
+    volume, geometry = projector.import_volume(before), projector.geometry(np.array([0.4]), 2.2)
+    residual = projector.residual(volume, import_sinogram(projector, np.full((1, 3, 16), 100, np.float32)), geometry)
+    projector.add_back(volume, residual, geometry)
+    crossed = matrix.sum(axis=0).reshape(16, 16) > 1e-6
+    assert 0 < np.count_nonzero(crossed) < 256
+    assert 0 < np.count_nonzero(matrix.sum(axis=1)) < 16
+    assert np.array_equal(projector.export_volume(volume)[0] != 1, crossed)
+    assert np.isfinite(projector.export_volume(volume)).all()
+
+
+GEOMETRY = {
+    "slices": st.sampled_from([1, 3, 17, 40]),
+    "columns": st.integers(2, 45),
+    "angles": st.lists(st.floats(-7, 7) | st.integers(-8, 8).map(lambda k: k * np.pi / 4), min_size=1, max_size=40).map(
+        np.array
+    ),
+    "share": st.floats(0.01, 0.99),  # of the detector, left of the axis
+    "model": st.sampled_from(MODELS),
+    "seed": st.integers(0, 1000),
+}
+
+
+@settings(deadline=None, max_examples=40)
+@given(**GEOMETRY)
+def test_compiled_projections_are_adjoint(slices, columns, angles, share, model, seed):
+    projector = make_projector("numba", slices, columns, model=model)
+    rng = np.random.default_rng(seed)
+    x, y = rng.random((slices, columns, columns), np.float32), rng.random((len(angles), slices, columns), np.float32)
+    geometry = projector.geometry(angles, share * columns)
+    volume, sinogram = projector.import_volume(x), import_sinogram(projector, y)
+    forward = projector.export_sinogram(projector.forward(volume, geometry)).astype(np.float64)
+    back = projector.export_volume(projector.back(sinogram, geometry)).astype(np.float64)
+    scale = np.linalg.norm(forward) * np.linalg.norm(y)
+    assert abs(np.vdot(forward, y) - np.vdot(x, back)) <= 1e-5 * scale
+
+
+@settings(deadline=None, max_examples=40)
+@given(**GEOMETRY, norm=st.sampled_from(["squared", "plain"]))
+def test_compiled_equals_reference(slices, columns, angles, share, model, seed, norm):
+    center = share * columns
+    image = np.random.default_rng(seed).random((slices, columns, columns), np.float32)
+    results = []
+    for backend in BACKENDS:
+        projector = make_projector(backend, slices, columns, model=model, norm=norm)
+        geometry = projector.geometry(angles, center)
+        sinogram = projector.forward(projector.import_volume(image), geometry)
+        volume = projector.new_volume()
+        progress = sirt(projector, volume, sinogram, geometry, iterations=4)
+        results.append((projector.export_volume(volume), progress))
+    (reference, reference_progress), (compiled, progress) = results
+    np.testing.assert_allclose(compiled, reference, atol=1e-4 * max(1e-3, np.ptp(reference)))
+    assert progress.change == pytest.approx(reference_progress.change, rel=1e-3, abs=1e-4)
+    assert progress.misfit == pytest.approx(reference_progress.misfit, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="this machine has one core")
+def test_threads_do_not_change_a_bit():
+    rng = np.random.default_rng(2)
+    projector = make_projector("numba", 40, 75)
+    sinogram = import_sinogram(projector, rng.random((50, 40, 75), np.float32))
+    results = []
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        try:
+            geometry = projector.geometry(np.linspace(0, 3, 50), 33.3)
+            volume = projector.new_volume()
+            progress = sirt(projector, volume, sinogram, geometry, iterations=3)
+        finally:
+            numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+        results.append((progress, projector.export_volume(volume)))
+    assert results[0][0] == results[1][0]
+    assert np.array_equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_geometry_is_refused(backend):
+    projector = make_projector(backend, 1, 16)
+    with pytest.raises(ValueError, match="outside the detector"):
+        projector.geometry(np.zeros(1), 16.0)
+    with pytest.raises(ValueError, match="outside the detector"):
+        projector.geometry(np.zeros(1), float("nan"))
+    for angles in ([], [np.inf], [[0.0]]):
+        with pytest.raises(ValueError, match="finite"):
+            projector.geometry(np.array(angles), 8.0)
+
+
+def test_what_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="back end 'cupy'"):
+        make_projector("cupy", 1, 8)
+    with pytest.raises(ValueError, match="model 'siddon'"):
+        make_projector("numba", 1, 8, model="siddon")
+    with pytest.raises(ValueError, match="norm 'l2'"):
+        make_projector("numpy", 1, 8, norm="l2")
+    with pytest.raises(ValueError, match="at least one slice"):
+        make_projector("numpy", 0, 8)
+
+
+def test_offsets_that_need_more_than_32_bits_are_refused():
+    make_projector("numba", 32, 8180)
+    with pytest.raises(ValueError, match="too large"):
+        make_projector("numba", 32, 8200)
+
+
+def test_warm_up_compiles_all_that_is_called():
+    projector = make_projector("numba", 3, 20)
+    projector.warm_up()
+    kernels = (
+        _kernels.trace_rays,
+        _kernels.sum_columns,
+        _kernels.fill_residual,
+        _kernels.add_back,
+        _kernels.sum_squares,
+    )
+    compiled = [len(kernel.signatures) for kernel in kernels]
+    volume = projector.new_volume()
+    sinogram = import_sinogram(projector, np.ones((3, 3, 20), np.float32))
+    geometry = projector.geometry(np.arange(3.0), 10.0)
+    sirt(projector, volume, sinogram, geometry)
+    projector.back(projector.forward(volume, geometry), geometry)
+    assert [len(kernel.signatures) for kernel in kernels] == compiled
