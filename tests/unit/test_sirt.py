@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from yardstick import phantom, quality, sinogram
 
 from aps_mini_apps.sirt.algorithm import sirt
 from aps_mini_apps.sirt.projectors import make_projector
+from tests.yardstick import phantom, quality, sinogram
 
 BACKENDS = ("numpy", "numba")
 
