@@ -152,8 +152,8 @@ def _uqi(image: Image, reference: Image, _span: float) -> float:
     flat, dark = variances <= 1e-12 * scale, luminance <= 1e-12 * scale
     structure = np.where(flat, 1.0, 2.0 * covariance / np.where(flat, 1.0, variances))
     index = structure * np.where(dark, 1.0, 2.0 * mean_a * mean_b / np.where(dark, 1.0, luminance))
-    edge = UQI_SIZE // 2
-    return float(index[edge : -edge or None, edge : -edge or None].mean())
+    whole = slice(UQI_SIZE // 2, 1 - UQI_SIZE // 2)  # where the window lies within the image
+    return float(index[whole, whole].mean())
 
 
 def _pearson(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:

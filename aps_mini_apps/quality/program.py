@@ -53,6 +53,9 @@ def read_volume(path: str, dataset: str) -> tuple[npt.NDArray[np.float32], dict[
                 raise UserError(
                     f"{path} has no volume {dataset}: it holds {', '.join(file) or 'nothing'}; give --dataset"
                 )
-            return found[()].astype(np.float32), dict(file.attrs)
+            about = {
+                name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
+            }
+            return found[()].astype(np.float32), about
     except OSError as error:
         raise UserError(f"{path} cannot be read as HDF5: {' '.join(str(error).split())}") from error
