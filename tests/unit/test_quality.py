@@ -16,6 +16,7 @@ from aps_mini_apps.quality.settings import QualitySettings
 from ministream.base import log
 from ministream.base.cli import add_program, new_app
 from ministream.base.errors import UserError
+from tests import yardstick
 
 
 def disc(size, value=1.0):
@@ -30,23 +31,11 @@ def noisy(image, amplitude, seed=0):
     return (image + np.random.default_rng(seed).normal(0.0, amplitude, image.shape)).astype(np.float32)
 
 
-def yardstick(image, truth):
-    """(RMSE, SSIM) as the stated numbers of this project define them, written out once more."""
-    from skimage.metrics import structural_similarity
-
-    n = truth.shape[-1]
-    c = np.arange(n) - (n - 1) / 2
-    m = (c[:, None] ** 2 + c[None] ** 2) < (n / 2 - 2) ** 2
-    r, p = np.where(m, image, 0), np.where(m, truth, 0)
-    span = float(p.max() - p.min())
-    return float(np.sqrt(np.mean((r - p)[m] ** 2))) / span, float(structural_similarity(r, p, data_range=span))
-
-
 def test_rmse_and_ssim_are_the_yardsticks():
     truth = disc(96, 0.02)
     image = noisy(truth, 0.002)
     found = compare(image, truth)
-    assert (found.rmse, found.ssim) == pytest.approx(yardstick(image, truth), rel=1e-5)
+    assert (found.rmse, found.ssim) == pytest.approx(yardstick.quality(image, truth), rel=1e-5)
     assert found.data_range == pytest.approx(0.02)
 
 
