@@ -28,8 +28,7 @@ AXIS_ROWS = 16
 
 def projections(source: Source, *, remove_stripes: bool = False) -> Iterator[Frame]:
     """Yield the corrected projections of `source`: float32 line integrals (rows, columns), in order."""
-    stripes = StripeFilter() if remove_stripes else None
-    distributor = Distributor(Correction(), stripes=stripes)
+    distributor = Distributor(Correction(), stripes=StripeFilter() if remove_stripes else None)
     for frame in frames(source, scan=""):
         yield from distributor.accept(frame)
     yield from distributor.finish()

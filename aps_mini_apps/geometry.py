@@ -54,7 +54,5 @@ def check_center(center: float, columns: int) -> float:
         If it does not.
     """
     if not 0.0 < center < columns:
-        raise ValueError(
-            f"centre {center:g} lies outside the detector: give one between 0 and {columns} columns"
-        )
+        raise ValueError(f"centre {center:g} lies outside the detector: give one between 0 and {columns} columns")
     return center

@@ -20,7 +20,7 @@ def shared_data() -> Path:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+def pytest_runtest_makereport(call: pytest.CallInfo[None]):
     """Where MINISTREAM_TEST_NO_SKIPS is set, a skip for any reason but GPU or TomoPy is a failure."""
     report = yield
     if report.skipped and os.environ.get("MINISTREAM_TEST_NO_SKIPS") and not hasattr(report, "wasxfail"):

@@ -8,14 +8,16 @@ angles to tell a stripe from the sample.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from aps_mini_apps.dist.stripes import StripeFilter
 
 from aps_mini_apps.dist.correction import Correction
 from aps_mini_apps.frames import Frame, FrameKind
 from ministream.base.errors import UserError
+
+if TYPE_CHECKING:  # loads Numba, which takes a second that most scans need not spend
+    from aps_mini_apps.dist.stripes import StripeFilter
 
 
 class Distributor:
@@ -37,7 +39,7 @@ class Distributor:
         self,
         correction: Correction,
         *,
-        stripes: StripeFilter | None = None,
+        stripes: "StripeFilter | None" = None,
         early: Literal["hold", "refuse"] = "hold",
         hold_limit: int = 256,
     ) -> None:

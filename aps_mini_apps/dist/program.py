@@ -5,8 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-
-from aps_mini_apps.dist.stripes import StripeFilter
+from typing import TYPE_CHECKING
 
 from aps_mini_apps.dist.correction import Correction
 from aps_mini_apps.dist.distributor import Distributor
@@ -21,6 +20,9 @@ from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
 from ministream.base.log import get_logger
 from ministream.base.pulse import Pulse
+
+if TYPE_CHECKING:
+    from aps_mini_apps.dist.stripes import StripeFilter
 
 
 def main(settings: DistSettings) -> int:
@@ -89,6 +91,14 @@ def _declared_pixels(settings: DistSettings) -> str | None:
     return chosen[0] if chosen else None
 
 
+def _stripe_filter(settings: DistSettings) -> "StripeFilter | None":
+    if not settings.remove_stripes:
+        return None
+    from aps_mini_apps.dist.stripes import StripeFilter  # loads Numba
+
+    return StripeFilter(warm_up=settings.stripe_warm_up)
+
+
 def _count(receiver: FrameReceiver) -> None:
     """Receive and count, to see how fast the link is."""
     began, frames, size = time.monotonic(), 0, 0
@@ -113,9 +123,8 @@ class _Session:
         self.correction = Correction(
             normalize=settings.normalize, minus_log=settings.mlog, remove_invalids=settings.remove_invalids
         )
-        stripes = StripeFilter(warm_up=settings.stripe_warm_up) if settings.remove_stripes else None
         self.distributor = Distributor(
-            self.correction, stripes=stripes, early=settings.early, hold_limit=settings.hold_limit
+            self.correction, stripes=_stripe_filter(settings), early=settings.early, hold_limit=settings.hold_limit
         )
         self.senders: Sequence[FrameSender] = []
         self.slabs: list[RowRange] = []

@@ -102,7 +102,7 @@ class _Session:
         self.log = get_logger()
         slices, columns = first.pixels.shape
         self.rows = first.rows or RowRange(start=0, stop=slices, total=slices)
-        self.scan = first.scan or f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        self.scan = first.scan or settings.scan or f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
         folder = Path(settings.recon_output_dir)
         self.writer = ReconstructionWriter(folder, self.scan, dataset=settings.recon_dataset_path)
         self.monitor = _Monitor()

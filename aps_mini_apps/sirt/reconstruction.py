@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from aps_mini_apps.sirt.algorithm import sirt
 
 from aps_mini_apps.frames import Frame
 from aps_mini_apps.geometry import check_center
 from aps_mini_apps.sirt import axis
+from aps_mini_apps.sirt.algorithm import sirt
 from aps_mini_apps.sirt.projectors import Projector
 from aps_mini_apps.sirt.window import windows
 

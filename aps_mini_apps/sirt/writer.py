@@ -90,6 +90,8 @@ class ReconstructionWriter:
             with _aside(whole) as path, h5py.File(path, "w") as joined:
                 joined.create_virtual_dataset(self.dataset, layout)
                 joined.attrs.update({**files[0].attrs, "first_row": 0})
+                if "monitor" in (middle := files[len(files) // 2]):
+                    middle.copy("monitor", joined)
 
     def _set_earlier_scans_aside(self) -> None:
         for path in sorted(self.folder.iterdir()):

@@ -81,9 +81,7 @@ class RootTable:
         (count,) = self._unpack(_U32, position + relative, f"vector in slot {slot}")
         begin = position + relative + _U32.size
         if begin + count > len(self._view):
-            raise WireError(
-                f"the vector in slot {slot} claims {count} bytes, {len(self._view) - begin} follow"
-            )
+            raise WireError(f"the vector in slot {slot} claims {count} bytes, {len(self._view) - begin} follow")
         return begin, begin + count
 
     def check_cover(self, fields: Iterable[tuple[int, int]], vectors: Iterable[int]) -> None:

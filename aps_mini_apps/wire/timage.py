@@ -45,9 +45,7 @@ class _Slot(enum.IntEnum):
     CHECKSUM = 15
 
 
-_U8, _I32, _U32, _I64, _F32, _F64, _DIMS = (
-    struct.Struct("<" + c) for c in ("B", "i", "I", "q", "f", "d", "3i")
-)
+_U8, _I32, _U32, _I64, _F32, _F64, _DIMS = (struct.Struct("<" + c) for c in ("B", "i", "I", "q", "f", "d", "3i"))
 
 _FIELDS = {
     _Slot.SEQ: _I32,

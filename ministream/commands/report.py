@@ -3,46 +3,20 @@
 import base64
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from aps_mini_apps.quality.measures import Quality, compare
 from ministream.base.errors import UserError
 from ministream.commands.preview import Result, draw, read_result
+from ministream.commands.story import Story
 
 Row = tuple[str, ...]
 Table = tuple[str, str, Row, list[Row]]
-
-
-@dataclass
-class Story:
-    """What is known of a run when it has ended.
-
-    Attributes
-    ----------
-    scan, source
-        Identity of the scan, and where its frames came from.
-    settings
-        What the user chose.
-    seconds
-        From the start of the first program to the end of the last.
-    services
-        The last event `scan ended` of each program, by its name.
-    truth
-        What the volume should be (the phantom), or None.
-    """
-
-    scan: str
-    source: str
-    settings: Mapping[str, Any]
-    seconds: float = 0.0
-    services: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    truth: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

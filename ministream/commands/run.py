@@ -28,8 +28,8 @@ from ministream.base.log import get_logger
 from ministream.base.settings import Settings
 from ministream.commands.children import Child, Children
 from ministream.commands.live import Display
-from ministream.commands.report import Story, summary_lines, write_report
 from ministream.commands.settings import RunSettings
+from ministream.commands.story import Story
 
 SILENT = 60.0
 """Seconds within which a program that was started must say that it listens."""
@@ -59,6 +59,8 @@ def main(settings: RunSettings) -> int:
             story.seconds = time.monotonic() - began
             story.services = {child.name: child.events.get("scan ended", {}) for child in children.all}
         story.truth = source.truth() if isinstance(source, PhantomSource) else None
+    from ministream.commands.report import summary_lines, write_report  # loads matplotlib, when the scan is over
+
     report = write_report(output, story)
     for line in summary_lines(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -160,6 +162,7 @@ class Plan:
             "thread": settings.thread or max(1, (os.cpu_count() or 1) // settings.workers),
             "recon_output_dir": settings.output,
             "pub_addr": "",
+            "scan": self.scan,
             "rank": rank,
             "workers": settings.workers,
             "timeout": settings.timeout,

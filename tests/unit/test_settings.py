@@ -65,7 +65,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_variable_is_refused_and_that_of_another_program_is_not() -> None:
     assert Example.load("daq", environment={"MINISTREAM_DIST_ANYTHING": "1"}).repeats == 1
-    with pytest.raises(UserError, match="environment MINISTREAM_DAQ_CENTRE: .* did you mean center"):
+    with pytest.raises(UserError, match=r"environment MINISTREAM_DAQ_CENTRE: .* did you mean center"):
         Example.load("daq", environment={"MINISTREAM_DAQ_CENTRE": "1"})
 
 

@@ -88,9 +88,7 @@ def arrays(draw, dims: int, dtypes: list[str]) -> np.ndarray:
 @st.composite
 def row_ranges(draw, count: int) -> RowRange | None:
     start, after = draw(st.integers(0, 2**31)), draw(st.integers(0, 2**30))
-    return draw(
-        st.sampled_from([None, RowRange(start=start, stop=start + count, total=start + count + after)])
-    )
+    return draw(st.sampled_from([None, RowRange(start=start, stop=start + count, total=start + count + after)]))
 
 
 centers = st.none() | st.floats(-1e6, 1e6)
@@ -163,9 +161,7 @@ def test_decoding_copies_nothing() -> None:
 def test_encoding_copies_pixels_once(monkeypatch: pytest.MonkeyPatch) -> None:
     copies = []
     copyto = np.copyto
-    monkeypatch.setattr(
-        np, "copyto", lambda target, source: copies.append((target, source)) or copyto(target, source)
-    )
+    monkeypatch.setattr(np, "copyto", lambda target, source: copies.append((target, source)) or copyto(target, source))
     pixels = np.arange(24, dtype=">u2").reshape(4, 6)[::2, ::-1]
     message = timage.encode(Frame(kind=FrameKind.DARK, pixels=pixels))
     [(target, source)] = copies
@@ -218,10 +214,7 @@ def test_a_volume_is_3d_float32(data: np.ndarray) -> None:
 
 def golden(folder: Path) -> list[tuple[dict, bytes]]:
     folder = folder / "golden" / "timage"
-    return [
-        (entry, (folder / entry["file"]).read_bytes())
-        for entry in json.loads((folder / "index.json").read_text())
-    ]
+    return [(entry, (folder / entry["file"]).read_bytes()) for entry in json.loads((folder / "index.json").read_text())]
 
 
 def test_upstreams_messages_are_read_right(shared_data: Path) -> None:
@@ -382,9 +375,7 @@ def test_flatbuffers_reads_what_we_write(frame: Frame) -> None:
     assert reader.number(0, n.Int32Flags) == frame.sequence
     assert [reader.number(1, n.Int32Flags, inside=4 * i) for i in range(3)] == [1, rows, columns]
     assert reader.number(2, n.Float32Flags) == np.float32(math.degrees(frame.angle))
-    assert reader.number(3, n.Float32Flags) == np.float32(
-        columns / 2 if frame.center is None else frame.center
-    )
+    assert reader.number(3, n.Float32Flags) == np.float32(columns / 2 if frame.center is None else frame.center)
     assert reader.number(4, n.Int32Flags) == frame.number
     assert reader.number(5, n.Int8Flags) == frame.kind + (2 if frame.resets else 0)
     assert reader.vector(6) == frame.pixels.astype(frame.pixels.dtype.newbyteorder("<")).tobytes()
@@ -434,9 +425,9 @@ def checksum_place(message: bytes | bytearray) -> int:
 def sign(message: bytearray, place: int | None = None) -> None:
     """Make the checksum (at `place`, where the message itself would no longer tell) hold."""
     place = checksum_place(message) if place is None else place
-    message[place : place + 4] = isal_zlib.crc32(
-        message[place + 4 :], isal_zlib.crc32(message[:place])
-    ).to_bytes(4, "little")
+    message[place : place + 4] = isal_zlib.crc32(message[place + 4 :], isal_zlib.crc32(message[:place])).to_bytes(
+        4, "little"
+    )
 
 
 def build(*, order: int = 1, slots: int = 7, force: bool = False, **values: object) -> bytes:
@@ -514,9 +505,7 @@ def test_absent_fields_are_zero() -> None:
 
 def test_upstreams_volume_is_read_and_ends_nothing() -> None:
     data = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
-    volume = timage.decode(
-        build(seq=5, dims=data.shape, center=1.0, tdata=data.tobytes()), pixel_type=np.uint16
-    )
+    volume = timage.decode(build(seq=5, dims=data.shape, center=1.0, tdata=data.tobytes()), pixel_type=np.uint16)
     assert_same(volume, Volume(data=data, window=5, center=1.0))
 
 

@@ -27,9 +27,7 @@ TYPES = {
 
 def data(**changes: object) -> tmq.ProjectionData:
     pixels = np.arange(6, dtype=np.float32).reshape(2, 3)
-    return tmq.ProjectionData(
-        **({"projection_id": 7, "theta": 1.5, "center": 1.25, "pixels": pixels} | changes)
-    )
+    return tmq.ProjectionData(**({"projection_id": 7, "theta": 1.5, "center": 1.25, "pixels": pixels} | changes))
 
 
 EXAMPLES = [

@@ -1,5 +1,7 @@
 """The sliding window: sizes worked out by hand from the rule, and by the APS worker's recorded session."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,11 @@ def test_sizes(count: int, length: int, step: int, sizes: list[int]) -> None:
 
 
 def test_contents_slide() -> None:
-    assert list(windows("abcde", 3, 2)) == [("a", "b"), ("a", "b", "c", "d"), ("d", "e"), ]
+    assert list(windows("abcde", 3, 2)) == [
+        ("a", "b"),
+        ("a", "b", "c", "d"),
+        ("d", "e"),
+    ]
 
 
 @given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 20))
@@ -32,7 +38,7 @@ def test_every_arrival_is_used_in_order_and_windows_stay_bounded(count: int, len
     assert {arrival for window in made for arrival in window} == set(range(count))
     assert all(len(window) < length + step for window in made)
     assert all(window == tuple(range(window[0], window[0] + len(window))) for window in made)
-    assert all(a[0] <= b[0] for a, b in zip(made, made[1:], strict=False))
+    assert all(a[0] <= b[0] for a, b in itertools.pairwise(made))
 
 
 def test_a_window_is_made_as_soon_as_its_step_is_in() -> None:
