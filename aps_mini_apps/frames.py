@@ -21,7 +21,7 @@ class FrameKind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowRange:
-    """Rows `start` to `stop` (exclusive) of the `total` rows that are distributed."""
+    """Rows `start` to `stop` (exclusive) of `total` rows."""
 
     start: int
     stop: int
@@ -58,7 +58,8 @@ class Frame:
     resets
         A flat or dark that starts its set anew: earlier ones of its kind are to be forgotten.
     rows
-        Which of the distributed rows these are; None for the whole frame.
+        Which rows of a larger whole these are: of the detector's, where the acquisition was asked for some of them; of
+        the distributed ones, in a worker's slab. None for the whole.
     scan
         Identity of the scan; empty where the sender does not say.
     timestamp_ns

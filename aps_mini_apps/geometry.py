@@ -30,6 +30,12 @@ def wrap_float32(angle: float) -> np.float32:
     return wrapped if wrapped < np.float32(TWO_PI) else np.float32(0.0)
 
 
+def wrap_degrees_float32(angle: float) -> np.float32:
+    """Return `angle` (radians) in degrees as a float32 in [0, 360), for readers that wrap nothing themselves."""
+    wrapped = np.float32(math.degrees(angle) % 360.0)
+    return wrapped if wrapped < np.float32(360.0) else np.float32(0.0)
+
+
 def partition_rows(total: int, workers: int) -> list[RowRange]:
     """Split `total` rows as evenly as possible; the first `total % workers` slabs get one row more.
 

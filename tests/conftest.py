@@ -5,9 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
+import structlog
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_SKIP = re.compile(r"GPU|CUDA|TomoPy", re.IGNORECASE)
+
+
+@pytest.fixture(autouse=True)
+def _default_logs() -> None:
+    """Undo what an earlier test told the logs: each writes to the standard output of its own test."""
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aps_mini_apps.daq.sources import Pixels
+from aps_mini_apps.frames import RowRange
 from aps_mini_apps.geometry import equal_angles
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
@@ -85,6 +86,7 @@ class HDF5Source:
         chosen = _bounds(file, projections, count, "projections")
         region = _bounds(file, rows, size[0], "rows"), _bounds(file, columns, size[1], "columns")
         self.rows, self.columns = (len(part) for part in region)
+        self.detector_rows = RowRange(start=region[0].start, stop=region[0].stop, total=size[0])
         self._projections = _Stack(data, chosen, region)
         self.angles = _find_angles(file, group, count)[chosen.start : chosen.stop]
         self._flats = _find_flats(file, group, self._projections)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aps_mini_apps.daq.sources import Pixels
-from aps_mini_apps.frames import FrameKind
+from aps_mini_apps.frames import FrameKind, RowRange
 from aps_mini_apps.geometry import check_center, equal_angles
 
 
@@ -139,6 +139,7 @@ class PhantomSource:
             raise ValueError(f"{photons:g} photons a pixel do not fit into 16 bits: choose 1 to {MOST_PHOTONS:g}")
         self.name = "phantom"
         self.columns, self.rows = columns, rows
+        self.detector_rows = RowRange(start=0, stop=rows, total=rows)
         self.angles = equal_angles(projections, span)
         self.center: float | None = check_center(columns / 2 + center_offset, columns)
         self.flat_count, self.dark_count = flats, darks

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from aps_mini_apps.daq.sources import Pixels
-from aps_mini_apps.frames import FrameKind
+from aps_mini_apps.frames import FrameKind, RowRange
 from aps_mini_apps.geometry import equal_angles
 
 DARK, FLAT = 100, 60_000
@@ -28,6 +28,7 @@ class RandomSource:
     ) -> None:
         self.name = "random"
         self.rows, self.columns = rows, columns
+        self.detector_rows = RowRange(start=0, stop=rows, total=rows)
         self.angles = equal_angles(projections, 2 * math.pi)
         self.center: float | None = None
         self.flat_count, self.dark_count = flats, darks

@@ -115,8 +115,9 @@ class DaqSettings(Settings):
         return bool(_PUBSUB & self.model_fields_set)
 
     def chosen_pixel_type(self) -> PixelType:
-        """Return the pixel type on the wire; old readers expect float32."""
-        return self.pixel_type or ("float32" if self.uses_pubsub() else "native")
+        """Return the pixel type on the wire; old readers expect float32 of a file, and uint16 of random frames."""
+        old = self.uses_pubsub() and self.chosen_source() != "random"
+        return self.pixel_type or ("float32" if old else "native")
 
     def interval(self) -> float:
         """Return the seconds from projection to projection; 0 is as fast as they are taken."""

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from aps_mini_apps.frames import RowRange
+
 Pixels = npt.NDArray[Any]
 """One detector frame (rows, columns) of a real numeric dtype in the machine's byte order."""
 
@@ -19,6 +21,8 @@ class Source(Protocol):
         What people call it: the file's name, or `phantom`.
     rows, columns
         Size of a frame, pixels.
+    detector_rows
+        Which rows of the detector these are.
     angles
         Rotation of the sample, radians, one value per projection in the order of exposure.
     center
@@ -30,6 +34,7 @@ class Source(Protocol):
     name: str
     rows: int
     columns: int
+    detector_rows: RowRange
     angles: npt.NDArray[np.float64]
     center: float | None
     flat_count: int

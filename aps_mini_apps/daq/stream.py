@@ -73,6 +73,7 @@ def frames(
             for index, pixels in zip(order, source.projections(order), strict=True)
         ),
     )
+    part = source.detector_rows if source.detector_rows.count < source.detector_rows.total else None
     first_of_kind = {FrameKind.FLAT: 0, FrameKind.DARK: source.flat_count}
     for sequence, (kind, number, pixels) in enumerate(exposures):
         yield Frame(
@@ -83,6 +84,7 @@ def frames(
             angle=float(source.angles[number - first_projection]) if kind is FrameKind.PROJECTION else 0.0,
             resets=first_of_kind.get(kind) == number,
             center=source.center,
+            rows=part,
             scan=scan,
         )
 

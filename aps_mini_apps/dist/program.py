@@ -40,7 +40,7 @@ def main(settings: DistSettings) -> int:
         get_logger().info("waiting for frames", source=settings.data_source_addr or settings.source, workers=workers)
         try:
             if settings.skip_serialize:
-                _count(receiver)
+                _count(receiver, outputs if settings.my_distributor_addr else None)
             else:
                 _Session(settings, receiver, outputs, publisher).run()
         except ValueError as error:  # the mathematics says what is wrong with the frames
@@ -99,12 +99,14 @@ def _stripe_filter(settings: DistSettings) -> "StripeFilter | None":
     return StripeFilter(warm_up=settings.stripe_warm_up)
 
 
-def _count(receiver: FrameReceiver) -> None:
-    """Receive and count, to see how fast the link is."""
-    began, frames, size = time.monotonic(), 0, 0
+def _count(receiver: FrameReceiver, waiting: Outputs | None) -> None:
+    """Receive and count, to see how fast the link is; tell workers that wait that there is nothing for them."""
+    began, frames, size, shape = time.monotonic(), 0, 0, (1, 1)
     while (frame := receiver.receive()) is not None:
-        frames, size = frames + 1, size + frame.pixels.nbytes
+        frames, size, shape = frames + 1, size + frame.pixels.nbytes, frame.pixels.shape
     seconds = time.monotonic() - began
+    for sender in waiting.start(*shape) if waiting else ():
+        sender.end()
     get_logger().info("scan ended", received=frames, bytes=size, seconds=round(seconds, 3), rate=frames / seconds)
 
 
@@ -149,23 +151,19 @@ class _Session:
         yield from self.distributor.finish()
 
     def _selected(self, frame: Frame) -> Frame:
-        """Return the rows that are to be distributed.
-
-        An acquisition that was asked for the same rows sends only these: then they are all taken.
-        """
+        """Return the rows that are to be distributed; a frame that holds part of the detector's says which."""
         settings, (rows, columns) = self.settings, frame.pixels.shape
         if settings.num_columns and settings.num_columns != columns:
             raise UserError(f"frames have {columns} columns, not the {settings.num_columns} of --num-columns")
-        count = settings.num_sinograms or rows - settings.beg_sinogram
-        if count == rows:
-            return frame
-        first, last = settings.beg_sinogram, settings.beg_sinogram + count - 1
-        if count < 1 or last >= rows:
+        held = frame.rows or RowRange(start=0, stop=rows, total=rows)
+        first = settings.beg_sinogram or held.start
+        stop = first + settings.num_sinograms if settings.num_sinograms else held.stop
+        if not held.start <= first < stop <= held.stop:
             raise UserError(
-                f"rows {first} to {last} were asked for, but frames have rows 0 to {rows - 1}:"
-                " mend --beg-sinogram and --num-sinograms"
+                f"rows {first} to {max(first, stop - 1)} were asked for, but frames have rows {held.start} to"
+                f" {held.stop - 1}: mend --beg-sinogram and --num-sinograms"
             )
-        return replace(frame, pixels=frame.pixels[first : last + 1])
+        return replace(frame, pixels=frame.pixels[first - held.start : stop - held.start], rows=None)
 
     def _send(self, projection: Frame) -> None:
         if not self.slabs:

@@ -91,6 +91,7 @@ class Publisher(TImageSender):
     def _prepare(self) -> None:
         if self._synch is not None:
             self._answer_synch(self._synch)
+            self._answer_more_synch(self._synch)
         self._line.patience.wait(self._subscribed, self._complaint("asked for no frame"))
 
     def _answer_synch(self, line: Line) -> None:
@@ -101,6 +102,12 @@ class Publisher(TImageSender):
             )
             line.send(b"", f"the synch message at {line.endpoint} could not be answered")
             self._synch_done += 1
+
+    def _answer_more_synch(self, line: Line) -> None:
+        """Answer those that come later than the number waited for: a distributor asks once for each worker."""
+        while line.socket.poll(0):
+            line.socket.recv()
+            line.send(b"", f"the synch message at {line.endpoint} could not be answered")
 
     def _subscribed(self) -> bool:
         """Read who came (1) and who left (0); wait for somebody if there is nobody."""

@@ -10,13 +10,14 @@ import enum
 import itertools
 import math
 import struct
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
 from aps_mini_apps.frames import Frame, FrameKind, RowRange, Volume
+from aps_mini_apps.geometry import wrap_degrees_float32
 from aps_mini_apps.wire import WireError
 from aps_mini_apps.wire.flatbuffer import ALIGNMENT, RootTable
 
@@ -88,9 +89,9 @@ _ITYPES = {
 _KINDS = {itype: kind for kind, itype in _ITYPES.items()}
 _VOLUME = 0
 
-_PIXEL_TYPES = [np.dtype("<" + c) for c in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")]
+_PIXEL_TYPES: list[np.dtype[Any]] = [np.dtype("<" + c) for c in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")]
 _CODES = {dtype: code for code, dtype in enumerate(_PIXEL_TYPES, start=1)}
-_BY_WIDTH = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<f4"), 8: np.dtype("<f8")}
+_BY_WIDTH: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<f4"), 8: np.dtype("<f8")}
 _FLOAT32 = np.dtype("<f4")
 
 
@@ -225,7 +226,7 @@ def _assemble(
         math.nan if center is None else center,
         timestamp_ns,
         *pixels.shape,
-        math.degrees(angle),
+        wrap_degrees_float32(angle),
         pixels.shape[2] / 2 if center is None else center,
         number,
         begin - 4 - _PLACES[_Slot.TDATA],
@@ -306,10 +307,8 @@ def _decode_pixels(
     code = table.number(_Slot.PIXEL_TYPE, _U8)
     if code > len(_PIXEL_TYPES):
         raise WireError(f"no pixel type has the number {code}")
-    if code:
-        dtype = _PIXEL_TYPES[code - 1]
-    else:
-        dtype = _BY_WIDTH.get(width) if pixel_type is None else np.dtype(pixel_type)
+    undeclared: np.dtype[Any] | None = _BY_WIDTH.get(width) if pixel_type is None else np.dtype(pixel_type)
+    dtype = _PIXEL_TYPES[code - 1] if code else undeclared
     if rest or dtype is None or dtype.itemsize != width:
         wanted = f"pixels of type {dtype}" if dtype else "pixels of any known type"
         raise WireError(f"{dims[0]} x {dims[1]} x {dims[2]} {wanted} do not take {end - begin} bytes")

@@ -442,7 +442,7 @@ def test_the_program_on_the_old_link(monkeypatch):
     )
     assert codes == [0]
     assert len(arrived) == 25
-    assert {pixels.dtype for _frame, pixels in arrived} == {np.dtype("float32")}
+    assert {pixels.dtype for _frame, pixels in arrived} == {np.dtype("uint16")}  # as the APS mini-apps'
     assert {pixels.shape for _frame, pixels in arrived} == {(3, 8)}
 
 

@@ -43,7 +43,7 @@ def test_change_is_the_rms_change_of_a_voxel(scan: list[Frame]) -> None:
 
 
 def test_more_iterations_explain_more(scan: list[Frame]) -> None:
-    misfits = [list(make(length=60, step=60, iterations=n).run(scan))[0].misfit for n in (1, 5, 20)]
+    misfits = [next(make(length=60, step=60, iterations=n).run(scan)).misfit for n in (1, 5, 20)]
     assert misfits[0] > misfits[1] > misfits[2]
 
 
