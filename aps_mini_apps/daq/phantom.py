@@ -254,7 +254,8 @@ def _add_inside(volume: Map, part: Ellipsoid, z: Map, line: Map) -> None:
     x, y = line[np.newaxis, :, np.newaxis, columns] - part.x, line[:, np.newaxis, rows, np.newaxis] - part.y
     (ux, uy), (vx, vy) = part.axes
     radius2 = ((x * ux + y * uy) / part.a) ** 2 + ((x * vx + y * vy) / part.b) ** 2
-    radius2 = radius2.reshape(-1, *radius2.shape[2:])
+    samples, lines, *pixels = radius2.shape
+    radius2 = radius2.reshape(samples * lines, *pixels)  # of a small detail between samples there are no pixels
     for index, height in enumerate(z):
         inside = radius2 <= 1 - ((height - part.z) / part.c) ** 2
         volume[index // ALONG, rows, columns] += part.value * np.add.reduce(inside.view(np.uint8), axis=0)
