@@ -80,6 +80,9 @@ def run_guarded(
     except Stopped as reason:
         log.get_logger().warning("stopped", reason=str(reason))
         return EXIT_STOPPED
+    except KeyboardInterrupt:  # before the program took signals into its own hands
+        log.get_logger().warning("stopped", reason="SIGINT")
+        return EXIT_STOPPED
     except Exception:
         log.get_logger().exception("internal fault: please report this")
         return 1

@@ -44,7 +44,6 @@ S = TypeVar("S", bound=Settings)
 
 def main(settings: RunSettings) -> int:
     """Run the whole pipeline; 0 when the scan is complete and its files are written."""
-    stop = StopFlag().install()
     output = Path(settings.output)
     plan = Plan(settings)
     check_writable(output)
@@ -53,6 +52,7 @@ def main(settings: RunSettings) -> int:
         plan.prepare_kernels(source)
         story = Story(scan=plan.scan, source=source.name, settings=settings.model_dump(mode="json"))
         console = Console()
+        stop = StopFlag().install()  # until here nothing runs that must be ended in order: Ctrl-C interrupts
         with Display(console, style=settings.log_format) as display, Children(stop) as children:
             began = time.monotonic()
             _Pipeline(plan, children, display).run()
