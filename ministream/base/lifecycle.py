@@ -2,14 +2,18 @@
 
 No handler does work of its own, so nothing is interrupted half-way: waits are cut into slices of `SLICE`
 seconds, and a wait that finds the flag set raises `Stopped`, which unwinds the program through its context
-managers.
+managers. A program that was started by another one of ours (`PARENT`) is asked to stop by that one's death, too.
 """
 
+import os
 import signal
 from types import FrameType
 
 SLICE = 0.1
 """Seconds between two looks at the flag: short enough for a person, long enough to cost nothing."""
+
+PARENT = "MINISTREAM_PARENT"
+"""Environment variable: number of the process that started this one, and without which it is of no use."""
 
 
 class Stopped(Exception):  # noqa: N818 - a request, not an error
@@ -21,6 +25,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self._reason = ""
+        self._parent = 0
 
     def __bool__(self) -> bool:
         return bool(self._reason)
@@ -31,11 +36,14 @@ class StopFlag:
 
     def raise_if_set(self) -> None:
         """Raise `Stopped` with the reason, if a stop has been requested."""
+        if self._parent and os.getppid() != self._parent:  # an orphan is given to another process
+            self.request("the program that started this one has ended")
         if self._reason:
             raise Stopped(self._reason)
 
     def install(self) -> "StopFlag":
-        """Let SIGINT and SIGTERM set this flag (main thread only)."""
+        """Let SIGINT, SIGTERM and the death of `PARENT`'s process set this flag (main thread only)."""
+        self._parent = int(os.environ.get(PARENT, "0"))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         return self

@@ -1,10 +1,12 @@
 """Child programs of `ministream run`: started, listened to, ended.
 
 Each child logs JSON lines to its standard output; a thread per child puts them, parsed, into one bounded queue.
-A child leads its own session, so that Ctrl-C reaches this process alone, which then ends the others in order.
+A child leads its own session, so that Ctrl-C reaches this process alone, which then ends the others in order. It
+knows this process's number, so that it ends by itself should this process be killed.
 """
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from ministream.base.lifecycle import SLICE, StopFlag
+from ministream.base.lifecycle import PARENT, SLICE, StopFlag
 
 GRACE = 10.0
 """Seconds that a child is given to write its last file before it is killed."""
@@ -37,6 +39,15 @@ class Child:
     def failed(self) -> bool:
         """The program has ended, and not well."""
         return self.process.poll() not in (None, 0)
+
+    @property
+    def reason(self) -> str:
+        """Why it has failed, as far as can be told."""
+        code = self.process.returncode
+        if code < 0:
+            hint = "; the system does that when memory runs out" if -code == signal.SIGKILL else ""
+            return f"ended by signal {-code} ({signal.strsignal(-code)}{hint})"
+        return self.last_error or f"exit code {code}"
 
 
 class Children:
@@ -70,6 +81,7 @@ class Children:
                 text=True,
                 errors="replace",
                 start_new_session=True,
+                env={**os.environ, PARENT: str(os.getpid())},
             )
         )
         child = Child(name, process)

@@ -236,5 +236,4 @@ class _Pipeline:
     def _check(self) -> None:
         for child in self.children.all:
             if child.failed:
-                reason = child.last_error or f"exit code {child.process.returncode}"
-                raise UserError(f"{child.name} failed: {reason}")
+                raise UserError(f"{child.name} failed: {child.reason}")
