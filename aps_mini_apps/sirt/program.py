@@ -36,7 +36,12 @@ def main(settings: SirtSettings) -> int:
     with ExitStack() as stack:
         publisher = stack.enter_context(VolumePublisher(settings.pub_addr)) if settings.pub_addr else None
         receiver = stack.enter_context(_open_receiver(settings, stop))
-        get_logger().info("waiting for projections", source=_source(settings), timeout=settings.timeout)
+        get_logger().info(
+            "waiting for projections",
+            source=_source(settings),
+            timeout=settings.timeout,
+            published=publisher.endpoint if publisher else None,
+        )
         first = receiver.receive()
         if first is None:
             raise UserError(f"the scan from {_source(settings)} ended before any projection came")
