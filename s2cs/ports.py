@@ -106,24 +106,6 @@ class PortPool:
         return True
 
 
-def parse_port_range(text: str) -> range:
-    """Read `5100-5200` (both included) or a single port.
-
-    Raises
-    ------
-    UserError
-        If it is not of that form, or is empty.
-    """
-    first, _, last = text.strip().partition("-")
-    numbers = (first.strip(), last.strip() or first.strip())
-    if not all(number.isascii() and number.isdigit() and len(number) <= 5 for number in numbers):
-        raise UserError(f"{text!r} is no port range: give FIRST-LAST, such as 5100-5200")
-    ports = range(int(numbers[0]), int(numbers[1]) + 1)
-    if not ports or ports.start < 1 or ports.stop > 65536:
-        raise UserError(f"{text!r} is no port range: its ends must rise and lie between 1 and 65535")
-    return ports
-
-
 def _resolve(host: str) -> tuple[socket.AddressFamily, str]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
