@@ -22,9 +22,9 @@ def test_a_time_is_read_from_words(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "1 fortnight", "-5 s", "5 s ago", "1e9", "nan", "1h,", "h"])
+@pytest.mark.parametrize("text", ["", "soon", "1 fortnight", "-5 s", "5 s ago", "-1", "nan", "inf", "h"])
 def test_what_is_no_time_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no time"):
+    with pytest.raises(ValueError, match="is no duration"):
         parse_duration(text)
 
 
@@ -32,5 +32,5 @@ def test_settings_take_words_and_numbers() -> None:
     assert TypeAdapter(Duration).validate_python("2 min") == 120
     assert TypeAdapter(Duration).validate_python(2) == 2
     assert TypeAdapter(Size).validate_python("1.5 KiB") == 1536
-    with pytest.raises(ValidationError, match="is no time"):
+    with pytest.raises(ValidationError, match="is no duration"):
         TypeAdapter(Duration).validate_python("two days")
