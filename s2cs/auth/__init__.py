@@ -29,7 +29,7 @@ class Identity:
         return f"{self.subject} ({self.issuer})"
 
 
-class Refused(UserError):
+class Refused(UserError):  # noqa: N818 - a verdict
     """The token is not accepted; the text may be shown to whoever sent it."""
 
 

@@ -75,7 +75,7 @@ class TokenFile:
         token = PREFIX + secrets.token_urlsafe(32)
         with self._locked():
             now = self._clock()
-            entries = self.list()
+            entries = self.entries()
             if any(entry.name == name and entry.expires > now for entry in entries):
                 raise UserError(f"{name} has a token already: revoke it first (s2cs token revoke {name})")
             new = Entry(name=name, sha256=_hash(token), created=now, expires=now + lifetime)
@@ -91,14 +91,14 @@ class TokenFile:
             If nobody of that name has one.
         """
         with self._locked():
-            entries = self.list()
+            entries = self.entries()
             kept = [entry for entry in entries if entry.name != name]
             if len(kept) == len(entries):
                 names = ", ".join(sorted(entry.name for entry in entries)) or "nobody"
                 raise UserError(f"{name} has no token in {self._path}; there: {names}")
             self._write(kept)
 
-    def list(self) -> list[Entry]:
+    def entries(self) -> list[Entry]:
         """Return the tokens in the file, expired ones too; none where there is no file.
 
         Raises
@@ -147,9 +147,9 @@ class TokenFile:
         """Return the file's entries, read again if it is another file than last time."""
         try:
             status = self._path.stat()
-            version = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+            version = (status.st_ino, status.st_size, status.st_ctime_ns)
             if version != self._version:
-                self._entries, self._version = self.list(), version
+                self._entries, self._version = self.entries(), version
         except (OSError, UserError) as error:
             self._version = None
             get_logger().error("no local token can be judged", reason=str(error))

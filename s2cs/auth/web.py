@@ -6,6 +6,7 @@ dependency to load at every start, for a question every few minutes.
 
 import asyncio
 import base64
+import http.client
 import ipaddress
 import json
 import urllib.error
@@ -55,10 +56,13 @@ async def ask(
     ------
     Unreachable
         With the URL and the reason, if there is no such answer within `timeout` seconds.
+    UserError
+        If the URL itself is not acceptable.
     """
+    check_url(url)
     try:
         async with asyncio.timeout(timeout):
-            return await asyncio.to_thread(_exchange, check_url(url), form, login, timeout)
+            return await asyncio.to_thread(_exchange, url, form, login, timeout)
     except TimeoutError as error:
         raise Unreachable(f"no answer from {_name(url)} within {timeout:g} s; try again later") from error
     except urllib.error.HTTPError as error:
@@ -67,7 +71,7 @@ async def ask(
     except OSError as error:
         reason = getattr(error, "reason", None) or error.strerror or error
         raise Unreachable(f"{_name(url)} cannot be reached: {reason}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError, http.client.HTTPException) as error:
         raise Unreachable(f"{_name(url)} gave no sensible answer: {error}") from error
 
 
