@@ -87,13 +87,14 @@ def init_site(
         raise UserError(
             f"{folder} holds {', '.join(present)} already: renew with s2cs init --renew, or name a new folder"
         )
+    token = TokenFile(site.tokens).add(user, lifetime)  # first, since a name may be refused
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca = _make_ca(ca_key, str(hosts[0].value))
     replace_file(site.ca_key, _key_pem(ca_key))
     replace_file(site.key, _key_pem(key))
     replace_file(site.ca, _pem(ca), PUBLIC_FILE)
     replace_file(site.certificate, _pem(_make_server(key.public_key(), hosts, ca, ca_key)) + _pem(ca), PUBLIC_FILE)
-    return site, TokenFile(site.tokens).add(user, lifetime)
+    return site, token
 
 
 def renew_site(folder: Path, names: Sequence[str] = ()) -> Site:
