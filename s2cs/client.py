@@ -55,7 +55,7 @@ class GatewayError(UserError):
         self.reached, self.undone = reached, undone
 
 
-class UnknownCall(GatewayError):
+class UnknownCallError(GatewayError):
     """The server is an existing SciStream server, which lacks the call."""
 
 
@@ -163,7 +163,7 @@ class Gateway:
         """Begin the lease of a session anew; return its seconds (0: this server gives none)."""
         try:
             return cast("pb.RenewReply", self._call("renew", pb.RenewRequest(uid=uid))).lease_seconds
-        except UnknownCall:
+        except UnknownCallError:
             return 0.0
 
     def _call(self, name: str, request: object) -> object:
@@ -174,7 +174,7 @@ class Gateway:
 
     def _greet(self, call: Any, uid: str, role: str, targets: Sequence[str]) -> None:
         """Say hello until `call` is answered: one that comes before its request is failed by an old server."""
-        while not _done_within(call, HELLO_AFTER):
+        while not (self._stop or _done_within(call, HELLO_AFTER)):
             with contextlib.suppress(GatewayError):  # whatever is wrong, the request's own answer will say it
                 self.hello(uid, role, targets)
                 return
@@ -201,7 +201,7 @@ class Gateway:
             case grpc.StatusCode.DEADLINE_EXCEEDED:
                 return GatewayError(f"{self.name} did not answer {what} in time", reached=False, undone=False)
             case grpc.StatusCode.UNIMPLEMENTED:
-                return UnknownCall(
+                return UnknownCallError(
                     f"{self.name} has no call {what}: it is an existing SciStream server, not one of ours"
                 )
             case grpc.StatusCode.UNAUTHENTICATED:
