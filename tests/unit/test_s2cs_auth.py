@@ -533,10 +533,11 @@ def test_what_globus_said_holds_for_a_minute_and_never_beyond_the_logins_end(ser
     assert len(service.asked) == 2
     clock.now += CACHED
     refusal(authenticator, LOGIN)  # withdrawn in the meantime
-    globus(service, exp=clock.now + 5)
-    clock.now += CACHED
-    refusal(authenticator, LOGIN)
-    assert len(service.asked) == 4
+    assert len(service.asked) == 3
+    short = globus(service, clock, exp=clock.now + 5)
+    identify(short, LOGIN)
+    clock.now += 5
+    assert "has expired" in refusal(short, LOGIN)
 
 
 def test_calls_at_once_with_one_login_ask_few_questions(service: Service) -> None:
