@@ -319,7 +319,7 @@ def _resolve(host: str) -> list[IpAddress]:
     """Return the addresses of `host`; an IPv4 address in IPv6's clothes is judged as what it is."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:
         raise Denied(f"target {host}: its name is not known to this gateway; check it, or give an address") from error
     addresses = (ipaddress.ip_address(str(address[0])) for *_, address in found)
     return [getattr(address, "ipv4_mapped", None) or address for address in addresses]
