@@ -175,8 +175,9 @@ class Session:
         if not self.lease:
             return 0.0
         now = self.clock()
-        self.lease_until = min(now + self.lease, self.ends or now + self.lease)
-        return self.lease_until - now
+        seconds = min(self.lease, max(self.ends - now, 0.0)) if self.ends else self.lease
+        self.lease_until = now + seconds
+        return seconds
 
     def touch(self) -> None:
         """Note that data flow, or that connections are open: the idle time begins anew."""
