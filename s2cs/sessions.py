@@ -76,7 +76,7 @@ class Session:
     uid: str
     role: Role
     owner: str
-    """Subject of the identity that asked for it."""
+    """Who asked for it: an identity in words, which names its issuer, too."""
     num_conn: int
     rate: int = 0
     """Bytes per second; 0: unlimited."""
