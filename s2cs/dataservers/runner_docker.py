@@ -1,0 +1,171 @@
+"""A proxy in a Docker container: the same program, files and command line as a process.
+
+The session's folder is mounted where it lies, read-only but for the part that the proxy writes to; the container
+shares the gateway's network, runs as the gateway's user and has no capabilities. Docker's SDK is an extra of this
+package and is imported only here and late.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from ministream.base.errors import UserError
+from s2cs.dataservers import proc
+from s2cs.dataservers.rendering import RUN
+from s2cs.dataservers.spec import ProxyKind, ProxySpec
+from s2cs.store import ProcessRecord
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+LABEL_FOLDER, LABEL_SESSION = "s2cs.folder", "s2cs.session"
+IMAGES = {"haproxy": "haproxy:lts", "nginx": "nginx:stable"}
+"""Official images; of stunnel and sshd there are none."""
+
+LAST_LINES = 5
+
+T = TypeVar("T")
+
+
+def engine() -> "DockerClient":
+    """Return a client of the Docker engine that the environment names.
+
+    Raises
+    ------
+    UserError
+        If the SDK is not installed or no engine answers.
+    """
+    try:
+        import docker
+    except ImportError as error:
+        raise UserError("proxies in containers need Docker's SDK: pip install 'mini-stream[docker]'") from error
+    try:
+        client = docker.from_env()
+        client.ping()
+    except (docker.errors.DockerException, OSError) as error:
+        raise UserError(
+            f"no Docker engine answers ({error}); start one, or choose the same proxy without docker:"
+        ) from error
+    return client
+
+
+class DockerRunner:
+    """Starts and finds containers; `images` names an image by kind where the usual one is not wanted."""
+
+    def __init__(self, images: Mapping[str, str]) -> None:
+        self._images = {**IMAGES, **images}
+
+    async def start(self, kind: ProxyKind, spec: ProxySpec) -> "DockerHandle":
+        """Start a container, whose files are written already.
+
+        Raises
+        ------
+        UserError
+            If there is no engine or no image, or the engine refuses.
+        """
+        image = self._images.get(kind.name)
+        if image is None:
+            raise UserError(f"no Docker image is known for proxy {kind.name}: name one that has {kind.program}")
+        return DockerHandle(await _call(lambda: _run(engine(), image, kind.command(spec), spec)), spec)
+
+    async def adopt(self, spec: ProxySpec, record: ProcessRecord) -> "DockerHandle | None":
+        """Find a container that an earlier control server started; None if it is gone."""
+        if not record.container:
+            return None
+        found = await _call(lambda: _containers(engine(), LABEL_FOLDER, str(spec.folder)))
+        running = [c for c in found if c.id == record.container and c.status == "running"]
+        return DockerHandle(running[0], spec) if running else None
+
+
+class DockerHandle:
+    """A container."""
+
+    def __init__(self, container: "Container", spec: ProxySpec) -> None:
+        self._container, self._spec = container, spec
+        self._said = ""
+        self.record = ProcessRecord(container=str(container.id))
+
+    def alive(self) -> bool:
+        """Return whether it runs."""
+        self._container.reload()
+        return self._container.status == "running"
+
+    def listening(self) -> frozenset[int]:
+        """Return the TCP ports on which something listens: the network is the gateway's own."""
+        return proc.listened_ports()
+
+    async def wait(self) -> str:
+        """Return how it ended, once it has; the container is removed then."""
+        result = await _call(self._container.wait)
+        self._said = await _call(lambda: self._container.logs(tail=LAST_LINES).decode(errors="replace"))
+        await self.stop()
+        return f"its container ended with code {result['StatusCode']}"
+
+    def last_words(self) -> str:
+        """Return the end of what it said, in one line."""
+        return "; ".join(line.strip() for line in self._said.splitlines() if line.strip())
+
+    async def stop(self) -> None:
+        """End and remove the container."""
+        await _call(lambda: _remove(self._container))
+
+
+async def end_containers(folder: Path, spare: Iterable[str]) -> list[str]:
+    """Remove the containers of sessions below `folder`, but for those to `spare`; return their numbers.
+
+    Where there is no engine there are none.
+    """
+    with suppress(UserError):
+        found = await _call(lambda: _containers(engine(), LABEL_SESSION))
+        strays = [c for c in found if c.labels[LABEL_FOLDER].startswith(f"{folder}/") and c.id not in set(spare)]
+        for container in strays:
+            await _call(lambda container=container: _remove(container))  # type: ignore[misc]
+        return [str(container.short_id) for container in strays]
+    return []
+
+
+def _run(client: "DockerClient", image: str, argv: list[str], spec: ProxySpec) -> "Container":
+    folder, written = str(spec.folder), str(spec.folder / RUN)
+    return client.containers.run(
+        image,
+        entrypoint=argv[:1],
+        command=argv[1:],
+        detach=True,
+        network_mode="host",
+        user=f"{os.getuid()}:{os.getgid()}",
+        working_dir=folder,
+        volumes={folder: {"bind": folder, "mode": "ro"}, written: {"bind": written, "mode": "rw"}},
+        tmpfs={"/tmp": "", "/var/lib/nginx": "", "/var/cache/nginx": ""},  # noqa: S108 - inside the container
+        read_only=True,
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        labels={LABEL_SESSION: spec.uid, LABEL_FOLDER: folder},
+    )
+
+
+def _containers(client: "DockerClient", label: str, value: str = "") -> "list[Container]":
+    wanted = f"{label}={value}" if value else label
+    return client.containers.list(all=True, filters={"label": wanted})
+
+
+def _remove(container: "Container") -> None:
+    import docker
+
+    with suppress(docker.errors.NotFound):
+        container.remove(force=True)
+
+
+async def _call(ask: Callable[[], T]) -> T:
+    """Ask the engine from a thread; what it refuses is the operator's to mend."""
+    try:
+        return await asyncio.to_thread(ask)
+    except UserError:
+        raise
+    except Exception as error:
+        if not type(error).__module__.startswith("docker."):  # imported late, so not to be named here
+            raise
+        raise UserError(f"the Docker engine refused: {error}") from error

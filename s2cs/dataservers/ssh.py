@@ -1,0 +1,79 @@
+"""SSH: where only that may pass a firewall. Inbound a real sshd, outbound a forwarder of ours.
+
+The session's own key pairs serve as host key and as user key, so that the certificates that travel anyway say all:
+each side takes the other's public key, and the outbound side the account to log in to, from them. The sshd belongs
+to the session alone, runs as the gateway's own account, and lets that one key open connections to the session's
+targets, and learn them, and do nothing else.
+"""
+
+import importlib.util
+import json
+import sys
+from typing import ClassVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from ministream.base.errors import UserError
+from s2cs.dataservers.rendering import render
+from s2cs.dataservers.spec import ProxySpec, Tls, Traffic
+from s2cs.trust import account_name
+
+TARGETS = "targets"
+_FORWARDER = "ssh_forward.json"
+
+
+class Ssh:
+    """The inbound side listens with sshd, the outbound side with `s2cs.dataservers.ssh_forward`."""
+
+    name: ClassVar[str] = "ssh"
+    program: ClassVar[str] = "/usr/sbin/sshd"  # it insists on a full path
+    package: ClassVar[str] = "openssh-server"
+    supports_rate: ClassVar[bool] = False
+
+    def render(self, spec: ProxySpec) -> dict[str, str]:
+        """Return the files of sshd, or of the forwarder; the peer's certificate must be there already.
+
+        Raises
+        ------
+        UserError
+            If the session is to be plaintext, or paramiko is not installed.
+        """
+        tls = _tls(spec)
+        if tls.side == "client":
+            return {_FORWARDER: _forwarder(spec, tls)}
+        peer = x509.load_pem_x509_certificate(tls.peer_certificate.read_bytes())
+        key = peer.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        return {
+            "sshd_config": render("sshd_config.j2", spec=spec, tls=tls, account=account_name(), targets=TARGETS),
+            "authorized_keys": render("authorized_keys.j2", spec=spec, key=key),
+            TARGETS: "".join(f"{target}\n" for _, target in spec.pairs),
+        }
+
+    def command(self, spec: ProxySpec) -> list[str]:
+        """Return the command line."""
+        if _tls(spec).side == "client":
+            return [sys.executable, "-P", "-m", "s2cs.dataservers.ssh_forward", f"{spec.folder}/{_FORWARDER}"]
+        return [self.program, "-D", "-e", "-f", f"{spec.folder}/sshd_config"]
+
+    async def traffic(self, spec: ProxySpec) -> Traffic | None:  # noqa: ARG002
+        """Return None: neither side counts."""
+        return None
+
+
+def _tls(spec: ProxySpec) -> Tls:
+    if spec.tls is None:
+        raise UserError("proxy ssh cannot be plaintext: open the session encrypted, or use haproxy or nginx")
+    return spec.tls
+
+
+def _forwarder(spec: ProxySpec, tls: Tls) -> str:
+    if importlib.util.find_spec("paramiko") is None:
+        raise UserError("proxy ssh needs paramiko on this gateway: pip install 'mini-stream[ssh]'")
+    return json.dumps(
+        {
+            "pairs": [[str(listener), str(gateway)] for listener, gateway in spec.pairs],
+            "key": str(tls.key),
+            "peer_certificate": str(tls.peer_certificate),
+        }
+    )
