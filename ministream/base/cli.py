@@ -44,20 +44,23 @@ def add_program(
     main: Callable[[S], int],
     *,
     arguments: Mapping[str, str] | None = None,
+    section: str = "",
 ) -> None:
     """Add the command `name` to `app`: load `model`, call `main` with it, end with the exit code it returns.
 
     `arguments` names the fields that are given by position, with their help; `main` is imported code's entry,
-    called inside `run_guarded`.
+    called inside `run_guarded`. `section` is what settings files, environment and logs call the program, if not
+    `name`.
     """
     positions = dict(arguments or {})
+    service = section or name
 
     def command(**given: Any) -> None:
         config = given.pop("config")
-        raise typer.Exit(run_guarded(name, model, main, config=config, given=given))
+        raise typer.Exit(run_guarded(service, model, main, config=config, given=given))
 
     parameters = [_argument(field, text) for field, text in positions.items()]
-    parameters.append(_config_option(name))
+    parameters.append(_config_option(service))
     parameters += [_option(f, info) for f, info in model.model_fields.items() if f not in positions]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
