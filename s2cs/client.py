@@ -196,10 +196,13 @@ class Gateway:
         details = " ".join((error.details() or "").removeprefix("Exception calling application: ").split())
         match error.code():
             case grpc.StatusCode.UNAVAILABLE:
-                begun = not details.startswith("failed to connect") and "DNS" not in details
-                return GatewayError(f"{self.name} {self._why_unavailable(details)}", reached=False, undone=not begun)
+                met = not details.startswith(("failed to connect", "DNS"))
+                why = f"does not serve now: {details}" if met else self._why_not_met(details)
+                return GatewayError(f"{self.name} {why}", reached=False, undone=not met)
             case grpc.StatusCode.DEADLINE_EXCEEDED:
-                return GatewayError(f"{self.name} did not answer {what} in time", reached=False, undone=False)
+                return GatewayError(
+                    f"{self.name} did not answer {what} in time: {details}", reached=False, undone=False
+                )
             case grpc.StatusCode.UNIMPLEMENTED:
                 return UnknownCallError(
                     f"{self.name} has no call {what}: it is an existing SciStream server, not one of ours"
@@ -209,7 +212,7 @@ class Gateway:
             case _:
                 return GatewayError(f"{self.name} refused {what}: {details}")
 
-    def _why_unavailable(self, details: str) -> str:
+    def _why_not_met(self, details: str) -> str:
         if "CERTIFICATE_VERIFY_FAILED" in details:
             trusted = ", ".join(map(str, self._ca)) or "the system's authorities"
             return f"shows a certificate that {trusted} did not sign; name its authority's file with --ca"

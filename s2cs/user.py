@@ -12,8 +12,9 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag, Stopped
@@ -23,6 +24,8 @@ from s2cs.addresses import parse_address
 if TYPE_CHECKING:
     from s2cs.client import Gateway, Tunnel
     from s2cs.proto import scistream_pb2 as pb
+
+T = TypeVar("T")
 
 EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_LOST, EXIT_STOPPED = 2, 3, 4, 130
 TOKEN_VARIABLE = "S2UC_TOKEN"  # noqa: S105 - its name
@@ -144,23 +147,21 @@ def _show_tunnel(given: argparse.Namespace, tunnel: "Tunnel") -> None:
 
 def release(given: argparse.Namespace) -> int:
     """End a session on one server or on several."""
-    for address in given.s2cs or (PRODUCER,):
-        with _gateway(given, address) as gateway:
-            gateway.release(given.uid)
+    _on_each(given, lambda gateway: gateway.release(given.uid))
     _say("Release completed")
     return 0
 
 
 def status(given: argparse.Namespace) -> int:
     """Show all that the servers know of one session."""
-    found = 0
-    for address in given.s2cs or (PRODUCER,):
-        with _gateway(given, address) as gateway:
-            sessions = gateway.list(given.uid)
-        found += len(sessions)
+
+    def show(gateway: "Gateway") -> int:
+        sessions = gateway.list(given.uid)
         for session in sessions:
-            _say("\n".join(f"{name + ':':<12}{value}" for name, value in _facts(address, session).items()))
-    if not found:
+            _say("\n".join(f"{name + ':':<12}{value}" for name, value in _facts(gateway.address, session).items()))
+        return len(sessions)
+
+    if not sum(_on_each(given, show)):
         raise UserError(f"no session {given.uid} on {', '.join(given.s2cs or (PRODUCER,))}")
     return 0
 
@@ -168,15 +169,28 @@ def status(given: argparse.Namespace) -> int:
 def ls(given: argparse.Namespace) -> int:
     """List the sessions that the servers let the user see."""
     columns = ("gateway", "uid", "role", "state", "owner", "listeners", "targets", "traffic")
-    rows = [columns]
-    for address in given.s2cs or (PRODUCER,):
-        with _gateway(given, address) as gateway:
-            facts = [_facts(address, session) for session in gateway.list()]
-        rows += [tuple(fact[name] for name in columns) for fact in facts]  # type: ignore[misc]
+    found = _on_each(given, lambda gateway: [_facts(gateway.address, session) for session in gateway.list()])
+    rows = [columns, *([facts[name] for name in columns] for facts in chain.from_iterable(found))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0
+
+
+def _on_each(given: argparse.Namespace, work: Callable[["Gateway"], T]) -> list[T]:
+    """Do `work` with each server of `--s2cs`; one that refuses does not keep it from the others."""
+    from s2cs.client import GatewayError
+
+    done, refusals = [], []
+    for address in given.s2cs or (PRODUCER,):
+        with _gateway(given, address) as gateway:
+            try:
+                done.append(work(gateway))
+            except GatewayError as error:
+                refusals.append(error)
+    if refusals:
+        raise GatewayError("; ".join(map(str, refusals)), reached=any(error.reached for error in refusals))
+    return done
 
 
 def _facts(address: str, session: "pb.SessionState") -> dict[str, str]:

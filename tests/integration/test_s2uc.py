@@ -1,12 +1,18 @@
 """The user's client against servers of both generations: SciStream's own behaviour, and ours."""
 
+import ast
 import contextlib
 import datetime
+import functools
 import ipaddress
+import itertools
+import json
 import os
+import random
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -21,8 +27,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ministream.base.lifecycle import StopFlag, Stopped
-from s2cs import user
-from s2cs.client import Gateway, GatewayError, Tunnel
+from s2cs import logins, user
+from s2cs.client import Gateway, GatewayError, Tunnel, probe
 from s2cs.proto import scistream_pb2 as pb
 from s2cs.proto import scistream_pb2_grpc as rpc
 
@@ -373,8 +379,10 @@ def test_old_servers_only_in_plaintext(serve, ca, capsys):
     assert shown.out.splitlines() == [f"uid: {uid}", f"Listeners: {outer['listeners']}"]
     assert "warning: plaintext" in shown.err
     assert list(consumer.named("update")[-1].remote_listeners) == producer.entries[uid]["listeners"]
-    assert user.main(["release", uid, "--s2cs", a, "--s2cs", b, "--ca", str(ca)]) == 0
-    assert producer.entries == consumer.entries == {}
+    producer.end(uid)  # that one side is over does not keep the other up
+    assert user.main(["release", uid, "--s2cs", a, "--s2cs", b, "--ca", str(ca)]) == user.EXIT_REFUSED
+    assert f"gateway {a} refused release: release request invalid" in capsys.readouterr().err
+    assert consumer.entries == {}
 
 
 def test_no_authority_no_call(pair, tmp_path, capsys):
@@ -552,3 +560,170 @@ def test_connect_starts_quickly(pair, ca):
         took.append(time.monotonic() - began)
         assert process.returncode == 0
     assert min(took) < 1.0  # 0.3 s on an idle machine; what it guards against is an import that doubles it
+
+
+class Site:
+    """A gateway as its operator runs it: a control server as a program, its CA and a token of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        program = str(Path(sys.executable).with_name("s2cs"))
+        made = subprocess.run(
+            [program, "init", "127.0.0.1", "--folder", str(folder)], capture_output=True, text=True, check=True
+        )
+        self.token, self.ca = made.stdout.strip(), folder / "ca.crt"
+        first = random.randrange(20000, 32000)
+        options = {
+            "--listener-ip": "127.0.0.1",
+            "--port": "0",
+            "--port-range": f"{first}-{first + 99}",
+            "--server-crt": str(folder / "server.crt"),
+            "--server-key": str(folder / "server.key"),
+            "--tokens": str(folder / "tokens.json"),
+            "--allow": "127.0.0.0/8:1-65535",
+            "--state-dir": str(folder / "state"),
+            "--lease": "2",
+            "--log-format": "json",
+            "--drain": "0",
+        }
+        command = [program, *itertools.chain.from_iterable(options.items()), "--plaintext"]
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, stdout=log)
+
+    @functools.cached_property
+    def address(self) -> str:
+        while not (served := [e for e in map(json.loads, self.log.read_text().splitlines()) if "address" in e]):
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.02)
+        return served[0]["address"]
+
+    def gateway(self, name: str = "gateway") -> Gateway:
+        return Gateway(self.address, name=name, ca=[self.ca], token=self.token)
+
+    def sessions(self) -> list[str]:
+        with self.gateway() as gateway:
+            return [session.uid for session in gateway.list()]
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    """The producer's site and the consumer's."""
+    both = [Site(tmp_path_factory.mktemp(name)) for name in ("producer", "consumer")]
+    yield both
+    for site in both:
+        site.process.terminate()
+    for site in both:
+        site.process.wait(20)
+
+
+@pytest.fixture
+def logged_in(sites):
+    """What `connect` needs to be given after a login at both sites."""
+    for site in sites:
+        logins.store(site.address, site.token)
+    a, b = sites
+    return ["--producer-s2cs", a.address, "--consumer-s2cs", b.address, "--ca", str(a.ca), "--ca", str(b.ca)]
+
+
+@contextlib.contextmanager
+def service(name: bytes):
+    """A service that greets each client with its name, then echoes."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(name)
+            with contextlib.suppress(ConnectionError):
+                while data := self.request.recv(65536):
+                    self.request.sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def converse(listener: str, name: bytes) -> bytes:
+    """Return what comes back through `listener` after the service's name."""
+    host, port = listener.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection, connection.makefile("rwb") as stream:
+        assert stream.read(len(name)) == name
+        stream.write(b"a frame\n")
+        stream.flush()
+        return stream.readline()
+
+
+def listeners_of(line: str) -> list[str]:
+    return ast.literal_eval(line.removeprefix("Listeners: "))
+
+
+def test_connect_carries_and_leaves_nothing(sites, logged_in):
+    with service(b"lab") as target, running(["connect", *logged_in, "--target", target, "--num-conn", "2"]) as process:
+        uid = process.stdout.readline().split()[1]
+        listeners = listeners_of(process.stdout.readline())
+        assert len(listeners) == 2
+        assert [converse(listener, b"lab") for listener in listeners] == [b"a frame\n"] * 2
+        assert [site.sessions() for site in sites] == [[uid], [uid]]
+        process.terminate()
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "warning" not in errors
+    assert [site.sessions() for site in sites] == [[], []]
+    assert all(complaint.endswith("Connection refused") for complaint in probe(listeners))
+
+
+def test_lease_ends_what_a_killed_client_held(sites, logged_in):
+    with service(b"lab") as target, running(["connect", *logged_in, "--target", target]) as process:
+        process.stdout.readline()
+        assert all(site.sessions() for site in sites)
+        time.sleep(2.5)  # longer than the lease: it is renewed
+        assert all(site.sessions() for site in sites)
+        process.kill()
+        deadline = time.monotonic() + 15
+        while any(site.sessions() for site in sites):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("logged_in")
+def test_requests_of_each_side_as_scistream_makes_them(sites, capsys):
+    a, b = sites
+    with service(b"lab") as target:
+        host, port = target.split(":")
+        inbound = ["inbound-request", "--s2cs", a.address, "--server_cert", str(a.ca), "--num_conn", "2"]
+        assert user.main([*inbound, "--remote_ip", host, "--receiver_ports", port]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        uid, inner = lines[1].split()[0], listeners_of(lines[-1])
+        outbound = ["outbound-request", "--s2cs", b.address, "--server_cert", str(b.ca), "--num_conn", "2"]
+        assert user.main([*outbound, uid, ",".join(inner)]) == 0
+        shown = capsys.readouterr()
+        outer = listeners_of(shown.out.splitlines()[-1])
+        assert "plaintext between the gateways" in shown.err
+        assert [converse(listener, b"lab") for listener in outer] == [b"a frame\n"] * 2
+        for site in sites:
+            assert user.main(["release", uid, "--s2cs", site.address, "--ca", str(site.ca)]) == 0
+    assert [site.sessions() for site in sites] == [[], []]
+
+
+def test_ten_tunnels_at_once_each_to_its_own_service(sites):
+    a, b = sites
+    with contextlib.ExitStack() as stack, futures.ThreadPoolExecutor(10) as pool:
+        names = [f"lab {i}".encode() for i in range(10)]
+        targets = [stack.enter_context(service(name)) for name in names]
+        gateways = stack.enter_context(a.gateway("producer")), stack.enter_context(b.gateway("consumer"))
+        tunnels = list(pool.map(lambda target: stack.enter_context(Tunnel(*gateways, [target])), targets))
+        answers = pool.map(lambda tunnel, name: converse(tunnel.listeners[0], name), tunnels, names)
+        assert list(answers) == [b"a frame\n"] * 10
+        assert set(a.sessions()) == set(b.sessions()) == {tunnel.uid for tunnel in tunnels}
+    assert [site.sessions() for site in sites] == [[], []]
+
+
+def test_token_of_the_other_site_is_refused(sites, logged_in, capsys):
+    a, b = sites
+    logins.store(b.address, a.token)
+    assert user.main(["connect", *logged_in, "--target", "127.0.0.1:9"]) == user.EXIT_REFUSED
+    error = capsys.readouterr().err
+    assert error.startswith(f"s2uc: error: consumer gateway {b.address} does not know you: ")
+    assert a.token not in error
+    assert [site.sessions() for site in sites] == [[], []]
