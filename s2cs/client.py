@@ -431,7 +431,7 @@ def probe(listeners: Sequence[str], window: float = PROBE_WINDOW) -> tuple[str, 
 
 def _still_open(connection: socket.socket) -> bool:
     try:
-        return bool(connection.recv(1))
+        return bool(connection.recv(65536))  # all of it: closing with bytes unread would reset the service
     except OSError:
         return False
 
