@@ -50,3 +50,4 @@ class Haproxy:
             return (await reader.read()).decode()
         finally:
             writer.close()
+            await writer.wait_closed()

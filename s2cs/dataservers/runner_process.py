@@ -49,7 +49,7 @@ class ProcessRunner:
         """Find a proxy that an earlier control server started; None if it is gone."""
         try:
             handle = ProcessHandle(record.pid, spec)
-        except (ProcessLookupError, ValueError):
+        except OSError:
             return None
         if record.started and handle.record == record:
             return handle
@@ -67,6 +67,7 @@ class ProcessHandle:
     """
 
     def __init__(self, pid: int, spec: ProxySpec) -> None:
+        self._pidfd = -1
         self._pidfd = os.pidfd_open(pid)
         self.record = ProcessRecord(pid=pid, started=proc.started(pid))
         self._spec = spec
@@ -101,7 +102,8 @@ class ProcessHandle:
             lines = (self._spec.folder / LOG).read_text(errors="replace").split("\n")
         except FileNotFoundError:
             return ""
-        return "; ".join(line.strip() for line in lines if line.strip())[-LAST_WORDS:]
+        told = [line.strip() for line in lines if not line.startswith("[NOTICE]")]  # HAProxy's greeting
+        return "; ".join(filter(None, told))[-LAST_WORDS:]
 
     async def stop(self) -> None:
         """End it with all that it started; afterwards none of its processes and ports remains."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from ministream.base import log
 from ministream.base.errors import UserError
 from s2cs.dataservers import proc
-from s2cs.dataservers.kinds import proxy_kind
+from s2cs.dataservers.kinds import DOCKER, proxy_kind
 from s2cs.dataservers.meter import Meter
 from s2cs.dataservers.rendering import RUN
 from s2cs.dataservers.runner_docker import end_containers
@@ -75,7 +75,9 @@ class Proxies:
         members = proc.members(self._folder)
         spare = frozenset(members[record.pid] for record in owned if record.pid in members)
         strangers: list[object] = [*await end_members(self._folder, spare)]
-        strangers += await end_containers(self._folder, spare={record.container for record in owned})
+        containers = {record.container for record in owned} - {""}
+        if containers or self.name.startswith(DOCKER):  # else no engine is asked: few gateways have one
+            strangers += await end_containers(self._folder, spare=containers)
         if strangers:
             log.get_logger().warning("proxies without a session ended", processes=strangers)
 
