@@ -61,7 +61,8 @@ class ReconstructionWriter:
         were finished before are not touched.
         """
         if not self._cleared:
-            self._set_earlier_scans_aside()
+            with _explained(self.folder):
+                self._set_earlier_scans_aside()
             self._cleared = True
         whole = self.folder / f"{window:06d}-recon.h5"
         about = {"scan": self.scan, "window": window, "first_row": rows.start, "total_rows": rows.total, **attributes}
@@ -70,7 +71,8 @@ class ReconstructionWriter:
             return whole
         part = whole.with_suffix(f".rows{rows.start}-{rows.stop - 1}.h5")
         write_volume(part, self.dataset, volume, about, monitor or {})
-        self._join(whole, rows.total)
+        with _explained(whole):
+            self._join(whole, rows.total)
         return part
 
     def _join(self, whole: Path, total: int) -> None:
@@ -78,7 +80,7 @@ class ReconstructionWriter:
         parts = sorted(self.folder.glob(f"{whole.stem}.rows*.h5"), key=_first_row)
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(h5py.File(part, "r")) for part in parts]
-            files = [file for file in files if file.attrs["scan"] == self.scan]
+            files = [file for file in files if file.attrs.get("scan") == self.scan]
             shapes = [file[self.dataset].shape for file in files]
             if sum(shape[0] for shape in shapes) != total:
                 return
@@ -95,7 +97,7 @@ class ReconstructionWriter:
 
     def _set_earlier_scans_aside(self) -> None:
         for path in sorted(self.folder.iterdir()):
-            if _FINISHED.fullmatch(path.name) and (scan := scan_of(path)) != self.scan:
+            if _FINISHED.fullmatch(path.name) and (scan := scan_of(path)) != _as_name(self.scan):
                 place = self.folder / EARLIER / (scan or "unknown")
                 place.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileNotFoundError):  # another worker was quicker
@@ -116,12 +118,16 @@ def check_writable(folder: Path) -> None:
 
 
 def scan_of(path: Path) -> str:
-    """Return the scan that an output file says it belongs to; empty where it does not say."""
+    """Return the scan that an output file says it belongs to, as a file's name; empty where it does not say."""
     try:
         with h5py.File(path, "r") as file:
-            return re.sub(r"[^\w.-]", "_", str(file.attrs.get("scan", "")))
+            return _as_name(str(file.attrs.get("scan", "")))
     except OSError:
         return ""
+
+
+def _as_name(scan: str) -> str:
+    return re.sub(r"[^\w.-]", "_", scan)
 
 
 def write_volume(
@@ -157,15 +163,24 @@ def _reserve(file: h5py.File, dataset: str, shape: tuple[int, ...]) -> int:
 def _aside(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with _explained(path):
+        try:
+            yield aside
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # a folder that has gone must not hide what went wrong first
+                aside.unlink()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the system or HDF5 has against `path` into a UserError."""
     try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        yield
     except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
         raise UserError(f"cannot write {path}: {_reason(error)}; files written before are intact") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _reason(error: Exception) -> str:

@@ -40,7 +40,17 @@ def last_result(folder: Path, scan: str) -> Result:
 
 
 def write_report(folder: Path, story: Story) -> Report:
-    """Write `preview.png` and `report.html` into `folder` from the last window of the run."""
+    """Write `preview.png` and `report.html` into `folder` from the last window of the run.
+
+    Raises UserError if there is none, or if they cannot be written: the reconstruction stays as it is.
+    """
+    try:
+        return _write_report(folder, story)
+    except OSError as error:
+        raise UserError(f"the report cannot be written to {folder}: {error}; the reconstruction is complete") from error
+
+
+def _write_report(folder: Path, story: Story) -> Report:
     result = last_result(folder, story.scan)
     quality = compare(result.volume, story.truth) if story.truth is not None else None
     title = f"Mini-Stream: {Path(story.source).name}"
