@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from aps_mini_apps.frames import Frame, RowRange, Volume
+from aps_mini_apps.frames import Frame, FrameKind, RowRange, Volume
 from aps_mini_apps.geometry import check_center
 from aps_mini_apps.links import FrameReceiver
 from aps_mini_apps.links.pubsub import VolumePublisher
@@ -112,7 +112,7 @@ class _Session:
         self.writer = ReconstructionWriter(folder, self.scan, dataset=settings.recon_dataset_path)
         self.monitor = _Monitor()
         self.reconstruction = _make_reconstruction(settings, self._projector(slices, columns))
-        self.written = -1
+        self.first, self.invalid = first, 0
         self.last: Update | None = None
 
     def _projector(self, slices: int, columns: int) -> Projector:
@@ -136,7 +136,7 @@ class _Session:
         """Reconstruct `frames`; whatever ends the run, the last window is written."""
         began, pulse, ended = time.monotonic(), Pulse(), "the run was cut off"
         try:
-            for update in self.reconstruction.run(self.monitor.watch(frames)):
+            for update in self.reconstruction.run(self.monitor.watch(map(self._checked, frames))):
                 self._take(update)
                 if pulse.due():
                     self._report("progress", time.monotonic() - began)
@@ -147,6 +147,22 @@ class _Session:
         finally:
             self._finish(ended)
         self._report("scan ended", time.monotonic() - began)
+
+    def _checked(self, frame: Frame) -> Frame:
+        """Return `frame` if the volume can take it; what is no number would spread over all of the volume."""
+        if frame.kind is not FrameKind.PROJECTION:
+            raise ValueError(
+                f"a {frame.kind.name.lower()} came where corrected projections are due: connect the worker to the"
+                " distributor, not to the acquisition"
+            )
+        frame.check_continues(self.first)
+        bad = ~np.isfinite(frame.pixels)
+        if not bad.any():
+            return frame
+        if not self.invalid:
+            self.log.warning("pixels that are no numbers are taken for 0, as air", projection=frame.number)
+        self.invalid += int(bad.sum())
+        return replace(frame, pixels=np.where(bad, np.float32(0.0), frame.pixels))
 
     def _take(self, update: Update) -> None:
         self.last = update
@@ -210,6 +226,7 @@ class _Session:
             misfit=self.last.misfit,
             center=self.last.center,
             lost=self.receiver.lost,
+            invalid_pixels=self.invalid,
             seconds=round(seconds, 2),
         )
 
