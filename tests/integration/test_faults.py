@@ -320,7 +320,7 @@ def test_a_frame_that_does_not_belong_ends_a_worker_with_one_line(start: Start, 
     assert states(tmp_path / "out")  # what was reconstructed before is kept
 
 
-@pytest.mark.parametrize("name", ["columns", "rows", "one row", "another slab", "another scan"])
+@pytest.mark.parametrize("name", ["columns", "rows", "another scan"])
 def test_a_frame_that_does_not_belong_ends_the_distributor_with_one_line(
     start: Start, open_socket: OpenSocket, name: str
 ) -> None:
