@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -108,6 +108,8 @@ class _Session:
         slices, columns = first.pixels.shape
         self.rows = first.rows or RowRange(start=0, stop=slices, total=slices)
         self.scan = first.scan or settings.scan or f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        if self.rows.count < self.rows.total and not (first.scan or settings.scan):
+            raise UserError("this link does not say which scan it carries: give all its workers the same --scan")
         folder = Path(settings.recon_output_dir)
         self.writer = ReconstructionWriter(folder, self.scan, dataset=settings.recon_dataset_path)
         self.monitor = _Monitor()
@@ -141,6 +143,8 @@ class _Session:
                 if pulse.due():
                     self._report("progress", time.monotonic() - began)
             ended = "complete"
+            if self.reconstruction.searching:
+                self.log.warning("no pair of projections 180 degrees apart: the rotation axis was not found")
         except Exception as error:
             ended = str(error)
             raise
@@ -189,7 +193,7 @@ class _Session:
             self.publisher.publish(message)
 
     def _write(self, update: Update, ended: str) -> None:
-        monitor = {name: np.array(values) for name, values in asdict(self.monitor).items()}
+        monitor = {name: np.array(values) for name, values in vars(self.monitor).items()}
         volume = self.reconstruction.volume()
         path = self.writer.write(update.window, volume, self.rows, self._attributes(ended), monitor)
         self.log.info("file written", path=str(path), window=update.window, state=ended)
@@ -210,6 +214,8 @@ class _Session:
             "window_step": settings.window_step,
             "window_iter": settings.window_iter,
             "frames_lost": self.receiver.lost,
+            "frames_refused": self.receiver.refused,
+            "invalid_pixels": self.invalid,
             "software": f"mini-stream {version('mini-stream')}",
         }
 

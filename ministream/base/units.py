@@ -1,4 +1,4 @@
-"""Sizes and times in words, for settings: "1GB", "2 days"."""
+"""Sizes in words, for settings: "1GB", "64 MiB"."""
 
 from typing import Annotated
 
