@@ -43,11 +43,13 @@ def find_center(source: Source) -> float | None:
     pair = axis.find_pair(source.angles)
     if pair is None:
         return None
-    scan = list(projections(source))
-    first, opposite = (np.asarray(scan[index].pixels, np.float32) for index in pair)
-    middle = first.shape[0] // 2
-    sinogram = np.stack([np.asarray(frame.pixels[middle], np.float32) for frame in scan])
-    return axis.refine(sinogram, source.angles, axis.from_pair(first, opposite))
+    middle, opposites, sinogram = source.rows // 2, [], []
+    for index, frame in enumerate(projections(source)):
+        pixels = np.asarray(frame.pixels, np.float32)
+        sinogram.append(pixels[middle].copy())
+        if index in pair:
+            opposites.append(pixels)
+    return axis.refine(np.stack(sinogram), source.angles, axis.from_pair(*opposites))
 
 
 def reconstruct(

@@ -89,6 +89,26 @@ class Frame:
         """Return the part of this frame that holds `rows`: a view, no copy."""
         return replace(self, pixels=self.pixels[rows.start : rows.stop], rows=rows)
 
+    def check_continues(self, first: "Frame") -> None:
+        """Raise ValueError unless this frame is of the scan that `first` began, and of its shape and rows."""
+        if self.scan != first.scan:
+            raise ValueError(
+                f"a frame of scan {self.scan!r} came in the middle of scan {first.scan!r}: the acquisition was started"
+                " anew, so start the programs behind it anew, too"
+            )
+        if (self.pixels.shape, self.rows) != (first.pixels.shape, first.rows):
+            raise ValueError(
+                f"frame {self.number} has {self.extent}, but the scan began with {first.extent}:"
+                " all frames of a scan must agree"
+            )
+
+    @property
+    def extent(self) -> str:
+        """Rows and columns in words."""
+        rows, columns = self.pixels.shape
+        start = self.rows.start if self.rows else 0
+        return f"rows {start} to {start + rows - 1} of {columns} columns"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Volume:

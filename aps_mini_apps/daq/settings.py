@@ -111,8 +111,9 @@ class DaqSettings(Settings):
         return chosen
 
     def uses_pubsub(self) -> bool:
-        """Whether an option of the old link (PUB/SUB) was given."""
-        return bool(_PUBSUB & self.model_fields_set)
+        """Whether an option of the old link (PUB/SUB) was given, or --mode, which is an old option, without --bind."""
+        given = self.model_fields_set
+        return bool(_PUBSUB & given) or ("mode" in given and "bind" not in given)
 
     def chosen_pixel_type(self) -> PixelType:
         """Return the pixel type on the wire; old readers expect float32 of a file, and uint16 of random frames."""

@@ -131,6 +131,7 @@ class _Session:
         self.senders: Sequence[FrameSender] = []
         self.slabs: list[RowRange] = []
         self.received = self.sent = 0
+        self.first: Frame | None = None
 
     def run(self) -> None:
         began, pulse = time.monotonic(), Pulse()
@@ -147,6 +148,8 @@ class _Session:
     def _corrected(self) -> Iterator[Frame]:
         while (frame := self.receiver.receive()) is not None:
             self.received += 1
+            self.first = self.first or frame
+            frame.check_continues(self.first)
             yield from self.distributor.accept(self._selected(frame))
         yield from self.distributor.finish()
 

@@ -3,6 +3,9 @@
 from aps_mini_apps.frames import Frame
 from ministream.base.log import get_logger
 
+LARGEST_GAP = 1_000_000
+"""Packets: a jump beyond it is a sender that counts otherwise, not a loss."""
+
 
 class SequenceCounter:
     """Looks at every frame that arrives and counts those that never did.
@@ -40,7 +43,9 @@ class SequenceCounter:
 
     def _follow(self, sequence: int) -> None:
         due = 0 if self.last is None else self.last + 1
-        if sequence < due:
+        if sequence - due > LARGEST_GAP:
+            get_logger().warning("packet numbers jumped", due=due, packet=sequence)
+        elif sequence < due:
             get_logger().warning("packet numbers went back", due=due, packet=sequence)
         else:
             self._count(sequence - due, f"before packet {sequence}")

@@ -24,6 +24,9 @@ LARGEST_FRAME = 1 << 30
 LARGEST_REQUEST = 4096
 """Bytes: many times the longest request of any protocol here."""
 
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 30_000
+"""How often a watched peer is asked for a sign of life, and how long it may take to give one."""
+
 _ONLY_PORT_TAKEN = "the port is in use by another program; end that one or choose another port (* is a free one)"
 _BAD_BIND = "give tcp://HOST:PORT, where HOST is an address of this machine or *"
 _BAD_CONNECT = "give tcp://HOST:PORT of the program to read from"
@@ -42,8 +45,9 @@ class Line:
         Messages queued at this end before it blocks, in either direction; 0 is without bound.
     largest
         Bytes of the largest message that is taken.
-    watch
-        Connection events that `events` shall report, such as `zmq.EVENT_DISCONNECTED`.
+    watched
+        Follow who connects and leaves (`connections`). A peer whose machine or process stands still counts as gone
+        after `HEARTBEAT_TIMEOUT`.
     """
 
     def __init__(
@@ -53,7 +57,7 @@ class Line:
         *,
         high_water_mark: int = 0,
         largest: int = LARGEST_FRAME,
-        watch: int = 0,
+        watched: bool = False,
     ) -> None:
         self.patience = patience
         self._context = zmq.Context()
@@ -62,7 +66,11 @@ class Line:
         self.socket.sndhwm = self.socket.rcvhwm = high_water_mark
         self.socket.maxmsgsize = largest
         self.socket.sndtimeo = SLICE_MS
-        self._monitor = self.socket.get_monitor_socket(watch) if watch else None
+        self._connections = 0
+        self._monitor = None
+        if watched:
+            self.socket.heartbeat_ivl, self.socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
+            self._monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
     @property
     def endpoint(self) -> str:
@@ -103,28 +111,37 @@ class Line:
                 return False
             return True
 
-        self.patience.wait(taken, complaint)
+        self.patience.wait(taken, complaint, alive=lambda: self.connections() > 0)
 
-    def receive(self, complaint: str) -> memoryview:
-        """Wait for a message and return its bytes, uncopied; one in several parts comes back empty."""
-        self.patience.wait(lambda: self.socket.poll(SLICE_MS, zmq.POLLIN) != 0, complaint)
+    def receive(self, complaint: str, *, while_connected: bool = False) -> memoryview:
+        """Wait for a message and return its bytes, uncopied; one in several parts comes back empty.
+
+        `while_connected` leaves a peer that is there all the time it needs, which is for peers that work, not send.
+        """
+        self.patience.wait(
+            lambda: self.socket.poll(SLICE_MS, zmq.POLLIN) != 0,
+            complaint,
+            alive=lambda: while_connected and self.connections() > 0,
+        )
         parts = self.socket.recv_multipart(copy=False)
         return parts[0].buffer if len(parts) == 1 else memoryview(b"")
 
-    def events(self, wait_ms: int = 0) -> list[int]:
-        """Return the watched connection events since the last call; wait up to `wait_ms` for the first."""
-        seen: list[int] = []
-        while self._monitor is not None and self._monitor.poll(0 if seen else wait_ms):
-            seen.append(int(recv_monitor_message(self._monitor)["event"]))
-        return seen
+    def connections(self, wait_ms: int = 0) -> int:
+        """Return how many peers are connected, if they are `watched`; wait up to `wait_ms` for one to come."""
+        while self._monitor is not None and self._monitor.poll(0 if self._connections else wait_ms):
+            arrived = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._connections += 1 if arrived else -1
+        return self._connections
 
     def flush(self, complaint: str) -> None:
         """Close, and wait until all that was sent has left for those who are connected.
 
-        The waiting is done by a thread, since ZeroMQ's own can neither be sliced nor called off.
+        A peer that is connected may take as long as it needs: should it leave, ZeroMQ drops what was for it, and the
+        wait is over. The waiting is done by a thread, since ZeroMQ's own can neither be sliced nor called off.
         """
         limit = self.patience.timeout
-        self._close_sockets(-1 if limit is None else math.ceil(1000 * limit) + 10 * SLICE_MS)
+        there = self.connections() > 0
+        self._close_sockets(-1 if limit is None or there else math.ceil(1000 * limit) + 10 * SLICE_MS)
         last = threading.Thread(target=self._context.term, name="flush", daemon=True)
         last.start()
 
@@ -132,7 +149,7 @@ class Line:
             last.join(SLICE)
             return not last.is_alive()
 
-        self.patience.wait(left, complaint)
+        self.patience.wait(left, complaint, alive=lambda: there)
 
     def close(self, linger: float = 0.0) -> None:
         """Close, if that has not been done; what is still queued gets `linger` seconds to leave."""

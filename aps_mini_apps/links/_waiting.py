@@ -15,8 +15,10 @@ class Patience:
     stop: StopFlag | None = None
     timeout: float | None = None
 
-    def wait(self, ready: Callable[[], bool], complaint: str) -> None:
+    def wait(self, ready: Callable[[], bool], complaint: str, *, alive: Callable[[], bool] = lambda: False) -> None:
         """Call `ready`, which itself waits for `SLICE` seconds at most, until it returns True.
+
+        While `alive` says that the other end is there, it is slow and not silent: its time begins anew.
 
         Raises
         ------
@@ -25,12 +27,14 @@ class Patience:
         LinkTimeoutError
             With the text `complaint`, if the time is over.
         """
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        deadline = time.monotonic() + (self.timeout or 0.0)
         self._look()
         while not ready():
             self._look()
-            if deadline is not None and time.monotonic() > deadline - SLICE / 2:
-                raise LinkTimeoutError(complaint)
+            if self.timeout is not None and time.monotonic() > deadline - SLICE / 2:
+                if not alive():
+                    raise LinkTimeoutError(complaint)
+                deadline = time.monotonic() + self.timeout
 
     def _look(self) -> None:
         if self.stop is not None:

@@ -15,9 +15,10 @@ from aps_mini_apps.links._sequence import SequenceCounter
 from aps_mini_apps.links._sockets import LARGEST_REQUEST, SLICE_MS, Line
 from aps_mini_apps.links._timage import TImageReceiver, TImageSender
 from aps_mini_apps.links._waiting import Patience
-from aps_mini_apps.wire import timage
+from aps_mini_apps.wire import WireError, timage
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
+from ministream.base.log import get_logger
 
 VOLUMES_QUEUED = 4
 """Images held for a slow subscriber; it misses the ones after that."""
@@ -61,7 +62,7 @@ class Publisher(TImageSender):
         timeout: float | None = None,
     ) -> None:
         patience = Patience(stop, timeout)
-        line = Line(zmq.XPUB, patience, high_water_mark=high_water_mark, largest=LARGEST_REQUEST)
+        line = Line(zmq.XPUB, patience, high_water_mark=high_water_mark, largest=LARGEST_REQUEST, watched=True)
         line.socket.setsockopt(zmq.XPUB_NODROP, 1)
         super().__init__(line.bind(bind_endpoint), "the subscriber")
         self._topics: set[bytes] = set()
@@ -165,7 +166,7 @@ class Subscriber(TImageReceiver):
             zmq.SUB,
             Patience(stop, timeout),
             high_water_mark=high_water_mark,
-            watch=zmq.EVENT_HANDSHAKE_SUCCEEDED,
+            watched=True,
         )
         line.socket.setsockopt(zmq.SUBSCRIBE, b"")  # before connecting: then it is the first thing sent
         line.connect(connect_endpoint)
@@ -186,7 +187,7 @@ class Subscriber(TImageReceiver):
     def _send_synch(self, endpoint: str) -> None:
         patience = self._line.patience
         self._line.patience.wait(
-            lambda: bool(self._line.events(SLICE_MS)),
+            lambda: self._line.connections(SLICE_MS) > 0,
             f"no connection to {self._endpoint} for {patience}; is the publisher running?",
         )
         line = Line(zmq.REQ, patience).connect(endpoint)
@@ -222,8 +223,16 @@ class VolumePublisher(Owner):
         self.endpoint = line.endpoint
 
     def publish(self, image: Volume | Frame) -> None:
-        """Send `image` to the subscribers of this moment, without waiting for any of them."""
-        self._line.send(timage.encode(image), "")
+        """Send `image` to the subscribers of this moment, without waiting for any of them.
+
+        One that is too large for a message is not sent; the log says so.
+        """
+        try:
+            message = timage.encode(image)
+        except WireError as error:
+            get_logger().warning("not published", endpoint=self.endpoint, reason=str(error))
+            return
+        self._line.send(message, "")
 
     def close(self) -> None:
         """Give the port back, after a moment for what is queued."""

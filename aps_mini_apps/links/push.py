@@ -28,7 +28,7 @@ class PushSender(TImageSender):
     queue_frames
         Frames that may wait at this end.
     stop, timeout
-        What ends a wait: the flag, or so many seconds without progress (None: never).
+        What ends a wait: the flag, or so many seconds without a receiver (None: never).
 
     Raises
     ------
@@ -51,20 +51,16 @@ class PushSender(TImageSender):
             Patience(stop, timeout),
             high_water_mark=queue_frames,
             largest=LARGEST_REQUEST,
-            watch=zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED,
+            watched=True,
         )
         super().__init__(line.bind(bind_endpoint), "the receiver")
-        self._taken = False
 
     def _prepare(self) -> None:
-        for event in self._line.events():
-            connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            if connected and self._taken:
-                raise UserError(
-                    f"a second receiver has connected to {self.endpoint}: each would get half of the frames; "
-                    "start one receiver only"
-                )
-            self._taken = connected
+        if self._line.connections() > 1:
+            raise UserError(
+                f"a second receiver has connected to {self.endpoint}: each would get half of the frames; "
+                "start one receiver only"
+            )
 
 
 class PullReceiver(TImageReceiver):

@@ -135,7 +135,7 @@ class TmqDistributor(Owner):
             self._listen(str(base + len(self.senders)))
 
     def _listen(self, port: str) -> None:
-        line = Line(zmq.REP, self._patience, largest=LARGEST_REQUEST).bind(f"{self._host}:{port}")
+        line = Line(zmq.REP, self._patience, largest=LARGEST_REQUEST, watched=True).bind(f"{self._host}:{port}")
         self.senders.append(WorkerSender(line, rank=len(self.senders)))
 
 
@@ -219,7 +219,8 @@ class WorkerSender(Owner):
         while True:
             message = self._line.receive(
                 f"worker {self._rank} sent no {wanted.__name__} to {self.endpoint} for {self._line.patience} "
-                f"({self._last}); is it running?"
+                f"({self._last}); is it running?",
+                while_connected=wanted is tmq.DataRequest,  # it is still at work on the last one
             )
             try:
                 number, request = tmq.decode(message)

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import numba
 import numpy as np
 
-from aps_mini_apps.frames import Frame, RowRange, Volume
+from aps_mini_apps.frames import Frame, FrameKind, RowRange, Volume
 from aps_mini_apps.geometry import check_center
 from aps_mini_apps.links import FrameReceiver
 from aps_mini_apps.links.pubsub import VolumePublisher
@@ -108,11 +108,13 @@ class _Session:
         slices, columns = first.pixels.shape
         self.rows = first.rows or RowRange(start=0, stop=slices, total=slices)
         self.scan = first.scan or settings.scan or f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        if self.rows.count < self.rows.total and not (first.scan or settings.scan):
+            raise UserError("this link does not say which scan it carries: give all its workers the same --scan")
         folder = Path(settings.recon_output_dir)
         self.writer = ReconstructionWriter(folder, self.scan, dataset=settings.recon_dataset_path)
         self.monitor = _Monitor()
         self.reconstruction = _make_reconstruction(settings, self._projector(slices, columns))
-        self.written = -1
+        self.first, self.invalid = first, 0
         self.last: Update | None = None
 
     def _projector(self, slices: int, columns: int) -> Projector:
@@ -136,17 +138,35 @@ class _Session:
         """Reconstruct `frames`; whatever ends the run, the last window is written."""
         began, pulse, ended = time.monotonic(), Pulse(), "the run was cut off"
         try:
-            for update in self.reconstruction.run(self.monitor.watch(frames)):
+            for update in self.reconstruction.run(self.monitor.watch(map(self._checked, frames))):
                 self._take(update)
                 if pulse.due():
                     self._report("progress", time.monotonic() - began)
             ended = "complete"
+            if self.reconstruction.searching:
+                self.log.warning("no pair of projections 180 degrees apart: the rotation axis was not found")
         except Exception as error:
             ended = str(error)
             raise
         finally:
             self._finish(ended)
         self._report("scan ended", time.monotonic() - began)
+
+    def _checked(self, frame: Frame) -> Frame:
+        """Return `frame` if the volume can take it; what is no number would spread over all of the volume."""
+        if frame.kind is not FrameKind.PROJECTION:
+            raise ValueError(
+                f"a {frame.kind.name.lower()} came where corrected projections are due: connect the worker to the"
+                " distributor, not to the acquisition"
+            )
+        frame.check_continues(self.first)
+        bad = ~np.isfinite(frame.pixels)
+        if not bad.any():
+            return frame
+        if not self.invalid:
+            self.log.warning("pixels that are no numbers are taken for 0, as air", projection=frame.number)
+        self.invalid += int(bad.sum())
+        return replace(frame, pixels=np.where(bad, np.float32(0.0), frame.pixels))
 
     def _take(self, update: Update) -> None:
         self.last = update
@@ -173,7 +193,7 @@ class _Session:
             self.publisher.publish(message)
 
     def _write(self, update: Update, ended: str) -> None:
-        monitor = {name: np.array(values) for name, values in asdict(self.monitor).items()}
+        monitor = {name: np.array(values) for name, values in vars(self.monitor).items()}
         volume = self.reconstruction.volume()
         path = self.writer.write(update.window, volume, self.rows, self._attributes(ended), monitor)
         self.log.info("file written", path=str(path), window=update.window, state=ended)
@@ -194,6 +214,8 @@ class _Session:
             "window_step": settings.window_step,
             "window_iter": settings.window_iter,
             "frames_lost": self.receiver.lost,
+            "frames_refused": self.receiver.refused,
+            "invalid_pixels": self.invalid,
             "software": f"mini-stream {version('mini-stream')}",
         }
 
@@ -210,6 +232,7 @@ class _Session:
             misfit=self.last.misfit,
             center=self.last.center,
             lost=self.receiver.lost,
+            invalid_pixels=self.invalid,
             seconds=round(seconds, 2),
         )
 

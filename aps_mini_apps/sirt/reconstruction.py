@@ -142,6 +142,11 @@ class Reconstruction:
             else:
                 return
 
+    @property
+    def searching(self) -> bool:
+        """The axis is to be found, and no pair of projections has come yet (or the history was too short for one)."""
+        return self._search is not None
+
     def volume(self) -> npt.NDArray[np.float32]:
         """Return a copy of the volume: (slices, rows, columns), attenuation per pixel."""
         return self.projector.export_volume(self._volume)

@@ -7,9 +7,10 @@ whoever finishes the last slab joins them by a virtual dataset under the name ab
 """
 
 import contextlib
+import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from aps_mini_apps.frames import RowRange
 from ministream.base.errors import UserError
+from ministream.base.files import explained, whole_or_absent
 
 Attributes = Mapping[str, str | int | float]
 Volume = npt.NDArray[np.float32]
@@ -26,6 +28,9 @@ Volume = npt.NDArray[np.float32]
 _FINISHED = re.compile(r"\d{6}-recon(\.rows\d+-\d+)?\.h5")
 EARLIER = "earlier"
 """Folder within the output folder to which the files of an earlier scan are moved."""
+
+LONGEST_NAME = 100
+"""Characters of a scan's name that its folder is called by."""
 
 
 class ReconstructionWriter:
@@ -61,7 +66,8 @@ class ReconstructionWriter:
         were finished before are not touched.
         """
         if not self._cleared:
-            self._set_earlier_scans_aside()
+            with explained(self.folder):
+                self._set_earlier_scans_aside()
             self._cleared = True
         whole = self.folder / f"{window:06d}-recon.h5"
         about = {"scan": self.scan, "window": window, "first_row": rows.start, "total_rows": rows.total, **attributes}
@@ -70,7 +76,8 @@ class ReconstructionWriter:
             return whole
         part = whole.with_suffix(f".rows{rows.start}-{rows.stop - 1}.h5")
         write_volume(part, self.dataset, volume, about, monitor or {})
-        self._join(whole, rows.total)
+        with explained(whole):
+            self._join(whole, rows.total)
         return part
 
     def _join(self, whole: Path, total: int) -> None:
@@ -78,7 +85,7 @@ class ReconstructionWriter:
         parts = sorted(self.folder.glob(f"{whole.stem}.rows*.h5"), key=_first_row)
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(h5py.File(part, "r")) for part in parts]
-            files = [file for file in files if file.attrs["scan"] == self.scan]
+            files = [file for file in files if file.attrs.get("scan") == self.scan]
             shapes = [file[self.dataset].shape for file in files]
             if sum(shape[0] for shape in shapes) != total:
                 return
@@ -87,7 +94,7 @@ class ReconstructionWriter:
                 first = int(file.attrs["first_row"])
                 source = h5py.VirtualSource(Path(file.filename).name, self.dataset, shape)
                 layout[first : first + shape[0]] = source
-            with _aside(whole) as path, h5py.File(path, "w") as joined:
+            with whole_or_absent(whole) as path, h5py.File(path, "w") as joined:
                 joined.create_virtual_dataset(self.dataset, layout)
                 joined.attrs.update({**files[0].attrs, "first_row": 0})
                 if "monitor" in (middle := files[len(files) // 2]):
@@ -96,10 +103,17 @@ class ReconstructionWriter:
     def _set_earlier_scans_aside(self) -> None:
         for path in sorted(self.folder.iterdir()):
             if _FINISHED.fullmatch(path.name) and (scan := scan_of(path)) != self.scan:
-                place = self.folder / EARLIER / (scan or "unknown")
+                place = _place_for(self.folder / EARLIER, scan, path.name)
                 place.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileNotFoundError):  # another worker was quicker
                     path.replace(place / path.name)
+
+
+def _place_for(folder: Path, scan: str, name: str) -> Path:
+    """Return a folder in `folder` that is named after `scan`, which a peer has chosen, and has no file `name` yet."""
+    safe = re.sub(r"[^\w-]", "_", scan)[:LONGEST_NAME] or "unknown"
+    places = (folder / (f"{safe}.{count}" if count else safe) for count in itertools.count())
+    return next(place for place in places if not (place / name).exists())
 
 
 def check_writable(folder: Path) -> None:
@@ -119,7 +133,7 @@ def scan_of(path: Path) -> str:
     """Return the scan that an output file says it belongs to; empty where it does not say."""
     try:
         with h5py.File(path, "r") as file:
-            return re.sub(r"[^\w.-]", "_", str(file.attrs.get("scan", "")))
+            return str(file.attrs.get("scan", ""))
     except OSError:
         return ""
 
@@ -129,7 +143,7 @@ def write_volume(
 ) -> None:
     """Write one HDF5 file, atomically: `dataset` float32, attributes at the root, `monitor` in `/monitor`."""
     data = np.ascontiguousarray(volume, "<f4")
-    with _aside(path) as aside:
+    with whole_or_absent(path) as aside:
         with h5py.File(aside, "w") as file:
             file.attrs.update(attributes)
             for name, values in monitor.items():
@@ -151,27 +165,6 @@ def _reserve(file: h5py.File, dataset: str, shape: tuple[int, ...]) -> int:
     space = h5py.h5s.create_simple(shape)
     made = h5py.h5d.create(file.id, dataset.encode(), h5py.h5t.IEEE_F32LE, space, dcpl=properties, lcpl=links)
     return int(made.get_offset())
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-        raise UserError(f"cannot write {path}: {_reason(error)}; files written before are intact") from error
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    """Return the system's own words, which HDF5 wraps in its own."""
-    wrapped = re.search(r"error message = '([^']+)'", str(error))
-    return wrapped.group(1) if wrapped else getattr(error, "strerror", None) or str(error)
 
 
 def _first_row(path: Path) -> int:

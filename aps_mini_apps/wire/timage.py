@@ -89,7 +89,9 @@ _ITYPES = {
 _KINDS = {itype: kind for kind, itype in _ITYPES.items()}
 _VOLUME = 0
 
-_PIXEL_TYPES: list[np.dtype[Any]] = [np.dtype("<" + c) for c in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")]
+_PIXEL_TYPES: list[np.dtype[Any]] = [
+    np.dtype("<" + c) for c in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
+]
 _CODES = {dtype: code for code, dtype in enumerate(_PIXEL_TYPES, start=1)}
 _BY_WIDTH: dict[int, np.dtype[Any]] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<f4"), 8: np.dtype("<f8")}
 _FLOAT32 = np.dtype("<f4")

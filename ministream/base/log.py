@@ -48,7 +48,8 @@ def format_text(event: dict[str, Any]) -> str:
     """Render one event (as parsed from a `json` line) the way the `text` format does, without line end."""
     fields = dict(event)
     clock = str(fields.pop("time", ""))[11:23]
-    head = f"{clock} {fields.pop('level', 'info'):<7} {fields.pop('service', '-'):<7} {fields.pop('event', '')}"
+    level, service, what = fields.pop("level", "info"), fields.pop("service", "-"), fields.pop("event", "")
+    head = f"{clock} {level:<7} {service:<7} {_printable(str(what))}"
     traceback = fields.pop("exception", None)
     pairs = "  ".join(f"{key}={_format_value(value)}" for key, value in fields.items())
     line = f"{head}  {pairs}" if pairs else head
@@ -71,5 +72,10 @@ def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
 def _format_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = str(value)
-    return f'"{text}"' if not text or any(c in text for c in ' "=\n') else text
+    text = _printable(str(value))
+    return f'"{text}"' if not text or any(c in text for c in ' "=') else text
+
+
+def _printable(text: str) -> str:
+    """Return `text` with line ends and control characters escaped: what a peer sent must not forge a line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

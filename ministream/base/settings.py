@@ -44,7 +44,7 @@ def option(default: Any, *, names: str = "", help: str, group: str = "Options", 
 class Settings(BaseModel):
     """Options that every program has, and the way to load them all."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     _config: Path | None = PrivateAttr(default=None)
 
@@ -97,7 +97,7 @@ def known_names(model: type[Settings]) -> dict[str, str]:
 
 
 def _canonical(key: str) -> str:
-    return key.lstrip("-").replace("-", "_")
+    return key.lstrip("-").replace("-", "_").lower()
 
 
 def _given(
@@ -110,7 +110,7 @@ def _given(
     prefix = f"{PREFIX}_{section.upper()}_"
     for key, value in environment.items():
         if key.startswith(prefix):
-            yield f"environment {key}", key.removeprefix(prefix).lower(), value
+            yield f"environment {key}", key.removeprefix(prefix), value
     for key, value in overrides.items():
         yield "command line", key, value
 
@@ -125,7 +125,7 @@ def read_yaml(path: Path) -> dict[str, dict[str, Any]]:
         content = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise UserError(f"settings file {path}: {error.strerror}; give an existing YAML file") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"settings file {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"settings file {path}: expected sections such as {', '.join(SECTIONS)}")

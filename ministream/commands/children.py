@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -51,11 +51,14 @@ class Child:
 
 
 class Children:
-    """All programs of one run; leaving the context ends those that still run."""
+    """All programs of one run; leaving the context ends those that still run.
 
-    def __init__(self, stop: StopFlag) -> None:
+    Every event that any of them logs, to the very last, is passed to `show` with the program's name.
+    """
+
+    def __init__(self, stop: StopFlag, show: Callable[[str, dict[str, Any]], None]) -> None:
         self.all: list[Child] = []
-        self._stop = stop
+        self._stop, self._show = stop, show
         self._lines: queue.Queue[tuple[Child, dict[str, Any]]] = queue.Queue(maxsize=10_000)
         self._stack = ExitStack()
         self._readers: list[threading.Thread] = []
@@ -96,13 +99,15 @@ class Children:
             try:
                 event = json.loads(line)
             except ValueError:
+                event = None
+            if not isinstance(event, dict):  # no line of ours: a library's, or the interpreter's last words
                 event = {"level": "error", "event": line.rstrip()}
             self._lines.put((child, {**event, "service": child.name}))
 
-    def events(self) -> Iterator[tuple[Child, dict[str, Any]] | None]:
-        """Yield (child, event) as they come, None when nothing came for a moment; end when all have ended.
+    def events(self) -> Iterator[bool]:
+        """Yield True after each event, False when nothing came for a moment; end when all programs have ended.
 
-        Raises `Stopped` when this program is asked to stop. The last lines of a child that has ended come too.
+        Raises `Stopped` when this program is asked to stop.
         """
         while True:
             self._stop.raise_if_set()
@@ -112,15 +117,19 @@ class Children:
             except queue.Empty:
                 if quiet:
                     return
-                yield None
+                yield False
                 continue
-            child.events[str(event.get("event"))] = event
-            if event.get("level") == "error":
-                child.last_error = str(event.get("event"))
-            yield child, event
+            self._take(child, event)
+            yield True
+
+    def _take(self, child: Child, event: dict[str, Any]) -> None:
+        child.events[str(event.get("event"))] = event
+        if event.get("level") == "error":
+            child.last_error = str(event.get("event"))
+        self._show(child.name, event)
 
     def end(self) -> None:
-        """Ask those that still run to stop, the last of the chain last; kill what does not within `GRACE`."""
+        """Ask those that still run to stop, and kill what does not within `GRACE`; their last events are shown."""
         for child in self.all:
             if child.process.poll() is None:
                 child.process.send_signal(signal.SIGTERM)
@@ -134,7 +143,8 @@ class Children:
             while reader.is_alive():  # the queue must be emptied for the reader to end
                 self._drain()
                 reader.join(SLICE)
+        self._drain()
 
     def _drain(self) -> None:
         while not self._lines.empty():
-            self._lines.get_nowait()
+            self._take(*self._lines.get_nowait())

@@ -11,7 +11,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from aps_mini_apps.quality.measures import Quality, compare
+from aps_mini_apps.sirt.writer import scan_of
 from ministream.base.errors import UserError
+from ministream.base.files import whole_or_absent
 from ministream.commands.preview import Result, draw, read_result
 from ministream.commands.story import Story
 
@@ -30,23 +32,26 @@ class Report:
     headline: list[tuple[str, str]]
 
 
-def last_result(folder: Path, scan: str) -> Result:
-    """Return the last window that `scan` wrote into `folder`; UserError if there is none."""
+def last_result(folder: Path, story: Story) -> Result:
+    """Return the last window that the scan wrote into `folder`; UserError if there is none."""
     for path in sorted(folder.glob("[0-9]*-recon.h5"), reverse=True):
-        result = read_result(path)
-        if result.attributes.get("scan") == scan:
-            return result
-    raise UserError(f"no reconstruction of scan {scan} was written to {folder}: see the log above for the reason")
+        if scan_of(path) == story.scan:
+            return read_result(path, story.dataset)
+    raise UserError(f"no reconstruction of scan {story.scan} was written to {folder}: see the log above for the reason")
 
 
 def write_report(folder: Path, story: Story) -> Report:
-    """Write `preview.png` and `report.html` into `folder` from the last window of the run."""
-    result = last_result(folder, story.scan)
+    """Write `preview.png` and `report.html` into `folder` from the last window of the run.
+
+    Raises UserError if there is none, or if they cannot be written: the reconstruction stays as it is.
+    """
+    result = last_result(folder, story)
     quality = compare(result.volume, story.truth) if story.truth is not None else None
     title = f"Mini-Stream: {Path(story.source).name}"
     preview, page = folder / "preview.png", folder / "report.html"
     picture = draw(result, story.truth, title)
-    picture.savefig(preview, dpi=110)
+    with whole_or_absent(preview) as aside:
+        picture.savefig(aside, dpi=110, format="png")
     headline, verdict = _headline(result, story, quality), _verdict(result, story)
     environment = Environment(
         loader=PackageLoader("ministream.commands", "."), autoescape=select_autoescape(["html", "j2"])
@@ -62,12 +67,14 @@ def write_report(folder: Path, story: Story) -> Report:
         software=result.attributes["software"],
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
     )
-    page.write_text(text, encoding="utf-8")
+    with whole_or_absent(page) as aside:
+        aside.write_text(text, encoding="utf-8")
     return Report(preview=preview, page=page, quality=quality, verdict=verdict, headline=headline)
 
 
 def _verdict(result: Result, story: Story) -> str:
-    lost = sum(int(event.get("lost", 0)) for event in story.services.values())
+    # a frame that the distributor never got is a gap for every worker too: the losses are not added up
+    lost = max((int(event.get("lost", 0)) for event in story.services.values()), default=0)
     state = str(result.attributes["state"])
     loss = "no frame was lost" if not lost else f"{lost} frames were lost"
     return f"The scan is complete; {loss}." if state == "complete" else f"The scan is not complete: {state}; {loss}."

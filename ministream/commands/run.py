@@ -19,11 +19,13 @@ from aps_mini_apps.daq.program import make_scan_name, open_source
 from aps_mini_apps.daq.settings import DaqSettings
 from aps_mini_apps.daq.sources import Source
 from aps_mini_apps.dist.settings import DistSettings
+from aps_mini_apps.geometry import check_center, partition_rows
+from aps_mini_apps.links.push import QUEUE_FRAMES
 from aps_mini_apps.sirt.projectors import make_projector
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.writer import check_writable
 from ministream.base.errors import UserError
-from ministream.base.lifecycle import StopFlag
+from ministream.base.lifecycle import StopFlag, Stopped
 from ministream.base.log import get_logger
 from ministream.base.settings import Settings
 from ministream.commands.children import Child, Children
@@ -48,35 +50,70 @@ def main(settings: RunSettings) -> int:
     plan = Plan(settings)
     check_writable(output)
     with open_source(plan.daq) as source:
+        plan.check(source)
         plan.find_axis(source)
         plan.prepare_kernels(source)
         story = Story(scan=plan.scan, source=source.name, settings=settings.model_dump(mode="json"))
+        story.dataset = plan.sirt.recon_dataset_path
         console = Console()
         stop = StopFlag().install()  # until here nothing runs that must be ended in order: Ctrl-C interrupts
-        with Display(console, style=settings.log_format) as display, Children(stop) as children:
-            began = time.monotonic()
-            _Pipeline(plan, children, display).run()
-            story.seconds = time.monotonic() - began
-            story.services = {child.name: child.events.get("scan ended", {}) for child in children.all}
+        stopped = _run_programs(plan, story, stop, Display(console, style=settings.log_format))
         story.truth = source.truth() if isinstance(source, PhantomSource) else None
     from ministream.commands.report import summary_lines, write_report  # loads matplotlib, when the scan is over
 
-    report = write_report(output, story)
+    try:
+        report = write_report(output, story)
+    except UserError:
+        if stopped:  # before there was anything to report
+            raise stopped from None
+        raise
     for line in summary_lines(report):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if stopped:
+        raise stopped
     return 0
 
 
+def _run_programs(plan: "Plan", story: Story, stop: StopFlag, display: Display) -> Stopped | None:
+    """Run all programs to their end, and enter it into `story`; return what stopped them early, if anything."""
+    began, stopped = time.monotonic(), None
+    with display, Children(stop, display.show) as children:
+        try:
+            _Pipeline(plan, children, display).run()
+        except Stopped as reason:
+            stopped = reason
+            children.end()
+        story.seconds = time.monotonic() - began
+        story.services = {child.name: child.events.get("scan ended", {}) for child in children.all}
+    return stopped
+
+
 class Plan:
-    """What each program of the run is told; made, and checked, before the first one starts."""
+    """What each program of the run is told; made, and checked, before the first one starts.
+
+    What the user gave for the run, and what joins the programs, goes to them as their command line. The run's own
+    defaults go with it only where neither the settings file nor the environment says otherwise for that program.
+    """
 
     def __init__(self, settings: RunSettings) -> None:
         self.settings = settings
         self.scan = make_scan_name()
-        self.center = settings.center
+        self.workers = settings.workers or self._load("dist", DistSettings, {}).workers
+        self.center: float | str | None = settings.center
+        if self.center is None and "center" not in self._load("sirt", SirtSettings, {}).model_fields_set:
+            self.center = "auto"
         self.daq = self._load("daq", DaqSettings, self.for_daq())
         self._load("dist", DistSettings, self.for_dist({"endpoint": ANY_PORT, "synch": ANY_PORT}))
         self.sirt = self._load("sirt", SirtSettings, self.for_sirt(0, ANY_PORT))
+
+    def check(self, source: Source) -> None:
+        """Raise UserError for what does not fit the scan: too many workers, an axis outside the detector."""
+        try:
+            partition_rows(source.rows, self.workers)
+            if isinstance(self.center, float) and self.center:
+                check_center(self.center, source.columns)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def find_axis(self, source: Source) -> None:
         """Replace `--center auto` by the axis found in the source, if two of its projections face each other.
@@ -87,7 +124,10 @@ class Plan:
             return
         log, began = get_logger(), time.monotonic()
         with open_source(self._axis_band(source)) as band:
-            found = batch.find_center(band)
+            try:
+                found = batch.find_center(band)
+            except ValueError as error:  # the mathematics says what is wrong with the frames
+                raise UserError(f"{source.name}: {error}") from error
         if found is None:
             log.warning("no pair of projections 180 degrees apart: the middle is taken for the rotation axis")
             self.center = source.columns / 2
@@ -98,7 +138,7 @@ class Plan:
     def prepare_kernels(self, source: Source) -> None:
         """Have the kernels compiled before the scan begins: the workers then load them from Numba's cache."""
         began, sirt = time.monotonic(), self.sirt
-        slices = -(-source.rows // self.settings.workers)
+        slices = -(-source.rows // self.workers)
         make_projector(sirt.backend, slices, source.columns, model=sirt.model, norm=sirt.norm).warm_up()
         get_logger().info("kernels ready", backend=sirt.backend, seconds=round(time.monotonic() - began, 2))
 
@@ -113,8 +153,8 @@ class Plan:
     def for_daq(self) -> dict[str, Any]:
         """Return the options of the acquisition."""
         settings = self.settings
-        chosen = {
-            "source": "hdf5" if settings.file else "phantom",
+        given: dict[str, Any] = {
+            "source": "hdf5" if settings.file else None,
             "file": settings.file or None,
             "scan": self.scan,
             "exchange": settings.exchange,
@@ -122,64 +162,74 @@ class Plan:
             "rows": settings.rows,
             "columns": settings.columns,
             "projections": settings.projections,
-            "frame_rate": DEMONSTRATION_RATE
-            if settings.frame_rate is None and not settings.file
-            else settings.frame_rate or 0,
-            "center": None if isinstance(self.center, str) else self.center or None,
+            "frame_rate": settings.frame_rate,
+            "center": self.center or None if isinstance(self.center, float) else None,
             "timeout": settings.timeout,
         }
         if settings.links == "aps":
-            where = {"publisher_addr": ANY_PORT, "synch_addr": ANY_PORT, "synch_count": settings.workers}
+            given |= {"publisher_addr": ANY_PORT, "synch_addr": ANY_PORT, "synch_count": self.workers}
+            given |= {"publisher_hwm": QUEUE_FRAMES}
         else:
-            where = {"bind": ANY_PORT}
-        return chosen | where
+            given |= {"bind": ANY_PORT}
+        rate = 0.0 if self._load("daq", DaqSettings, given).chosen_source() == "hdf5" else DEMONSTRATION_RATE
+        return self._with_defaults("daq", DaqSettings, given, {"frame_rate": rate})
 
     def for_dist(self, daq: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options of the distributor; `daq` is the acquisition's event `listening`."""
         settings = self.settings
-        stripes = settings.remove_stripes if settings.remove_stripes is not None else not settings.file or None
-        chosen = {"workers": settings.workers, "remove_stripes": stripes, "timeout": settings.timeout}
+        given: dict[str, Any] = {
+            "workers": self.workers,
+            "remove_stripes": settings.remove_stripes,
+            "timeout": settings.timeout,
+        }
         if settings.links == "aps":
-            where = {
-                "data_source_addr": daq["endpoint"],
-                "data_source_synch_addr": daq["synch"],
-                "my_distributor_addr": ANY_PORT,
-            }
+            given |= {"data_source_addr": daq["endpoint"], "data_source_synch_addr": daq["synch"]}
+            given |= {"data_source_hwm": QUEUE_FRAMES, "my_distributor_addr": ANY_PORT}
         else:
-            where = {"source": daq["endpoint"], "bind": ANY_PORT}
-        return chosen | where
+            given |= {"source": daq["endpoint"], "bind": ANY_PORT}
+        phantom = self.daq.chosen_source() == "phantom"
+        return self._with_defaults("dist", DistSettings, given, {"remove_stripes": phantom})
 
     def for_sirt(self, rank: int, endpoint: str) -> dict[str, Any]:
         """Return the options of worker `rank`; `endpoint` is where the distributor listens for it."""
         settings = self.settings
-        chosen = {
+        given: dict[str, Any] = {
             "center": self.center,
             "window_length": settings.window_length,
             "window_step": settings.window_step,
             "window_iter": settings.window_iter,
             "write_freq": settings.write_freq,
             "backend": settings.backend,
-            "thread": settings.thread or max(1, (os.cpu_count() or 1) // settings.workers),
+            "thread": settings.thread,
             "recon_output_dir": settings.output,
-            "pub_addr": "",
             "scan": self.scan,
             "rank": rank,
-            "workers": settings.workers,
+            "workers": self.workers,
             "timeout": settings.timeout,
         }
         if settings.links == "push":
-            return chosen | {"source": endpoint}
-        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-        return chosen | {"dest_host": host, "dest_port": port if port.isdigit() else None}
+            given |= {"source": endpoint}
+        else:
+            host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+            given |= {"dest_host": host, "dest_port": port if port.isdigit() else None}
+        share = max(1, (os.cpu_count() or 1) // self.workers)
+        return self._with_defaults("sirt", SirtSettings, given, {"thread": share, "pub_addr": ""})
+
+    def _with_defaults(
+        self, section: str, model: type[S], given: Mapping[str, Any], defaults: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        chosen = {name: value for name, value in given.items() if value is not None}
+        spoken = self._load(section, model, {}).model_fields_set
+        return {name: value for name, value in defaults.items() if name not in spoken} | chosen
 
     def arguments(self, options: Mapping[str, Any]) -> list[str]:
-        """Return `options` as a command line; those that are None are left to the program."""
+        """Return `options` as a command line."""
         given = [f"--config={self.settings.config_file}"] if self.settings.config_file else []
         for name, value in options.items():
             flag = name.replace("_", "-")
             if isinstance(value, bool):
                 given.append(f"--{flag}" if value else f"--no-{flag}")
-            elif value is not None:
+            else:
                 given.append(f"--{flag}={value}")
         return given
 
@@ -203,9 +253,8 @@ class _Pipeline:
         heard = self._await_listening(daq)
         dist = children.start("dist", "dist", plan.arguments(plan.for_dist(heard)))
         endpoints = str(self._await_listening(dist)["endpoint"]).split(",")
-        workers = plan.settings.workers
-        for rank in range(workers):
-            name = "sirt" if workers == 1 else f"sirt{rank}"
+        for rank in range(plan.workers):
+            name = "sirt" if plan.workers == 1 else f"sirt{rank}"
             # one endpoint per worker on our links; on the old ones the base, which all of them are given
             endpoint = endpoints[rank] if len(endpoints) > 1 else endpoints[0]
             children.start(name, "sirt", plan.arguments(plan.for_sirt(rank, endpoint)))
@@ -223,11 +272,8 @@ class _Pipeline:
 
     def _follow(self) -> Iterator[None]:
         """Show events as they come; raise UserError as soon as a program has failed."""
-        for item in self.events:
-            if item is not None:
-                child, event = item
-                self.display.show(child.name, event)
-            else:
+        for heard in self.events:
+            if not heard:
                 self.display.refresh()
                 self._check()
             yield

@@ -15,11 +15,8 @@ class RunSettings(Settings):
 
     file: str = option("", help="DXchange HDF5 file; empty: a phantom.")
     output: str = option("output", names="-o", help="Folder for reconstructions, preview.png and report.html.")
-    center: Center = option(
-        "auto",
-        names="-c",
-        help="Rotation axis, columns; auto finds it before streaming.",
-        group="Reconstruction",
+    center: Center | None = option(
+        None, names="-c", help="Rotation axis, columns; auto (default) finds it first.", group="Reconstruction"
     )
     window_length: int | None = option(
         None, ge=1, help="Projections reconstructed together (32).", group="Reconstruction"
@@ -31,7 +28,9 @@ class RunSettings(Settings):
     thread: int | None = option(
         None, names="-t --threads", ge=1, help="Threads per worker (cores / workers).", group="Reconstruction"
     )
-    workers: int = option(1, ge=1, help="Reconstruction processes; each takes a slab of rows.", group="Reconstruction")
+    workers: int | None = option(
+        None, ge=1, help="Reconstruction processes; each takes a slab of rows.", group="Reconstruction"
+    )
     remove_stripes: bool | None = option(None, help="Subtract stripes (on for the phantom).", group="Correction")
 
     frame_rate: float | None = option(None, ge=0, help="Frames per second; 0: as fast as they are taken.", group="Scan")
@@ -43,6 +42,6 @@ class RunSettings(Settings):
     links: Literal["push", "aps"] = option(
         "push", help="push: our lossless links; aps: PUB/SUB and TMQ, as the APS mini-apps.", group="Links"
     )
-    timeout: float = option(
-        60.0, ge=0, help="Seconds that a program waits for its neighbour; 0: for ever.", group="Links"
+    timeout: float | None = option(
+        None, ge=0, help="Seconds that a program waits for its neighbour (60); 0: for ever.", group="Links"
     )

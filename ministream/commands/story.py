@@ -22,6 +22,8 @@ class Story:
         From the start of the first program to the end of the last.
     services
         The last event `scan ended` of each program, by its name.
+    dataset
+        Where the volume is in its file.
     truth
         What the volume should be (the phantom), or None.
     """
@@ -31,4 +33,5 @@ class Story:
     settings: Mapping[str, Any]
     seconds: float = 0.0
     services: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    dataset: str = "/data"
     truth: npt.NDArray[np.float32] | None = None

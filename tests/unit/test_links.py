@@ -36,10 +36,11 @@ def make_frame(sequence: int = 0, *, shape: tuple[int, int] = (3, 5), **fields: 
     return Frame(**{"kind": FrameKind.PROJECTION, "pixels": pixels, "sequence": sequence} | fields)
 
 
-def send_for_ever(sender: FrameSender, taken: list[int]) -> None:
-    for k in itertools.count(1):
+def send_some(sender: FrameSender, count: int, taken: list[int]) -> None:
+    for k in range(1, count + 1):
         sender.send(make_frame(k, shape=(512, 1024)))
         taken.append(k)
+    sender.end()
 
 
 def drain(receiver: FrameReceiver) -> list[Frame]:
@@ -152,19 +153,23 @@ def test_all_frames_arrive_in_order_and_none_is_lost(open_link: Opener, pool: Th
     done.result()
 
 
-def test_a_reader_that_does_not_read_holds_the_sender_back(open_link: Opener, pool: ThreadPoolExecutor) -> None:
-    sender, receiver = open_link(capacity=2, timeout=0.5)
+def test_a_reader_that_does_not_read_holds_the_sender_back(
+    open_link: Opener, pool: ThreadPoolExecutor, request: pytest.FixtureRequest
+) -> None:
+    """For as long as it is connected: slow is not silent."""
+    connected = request.node.callspec.params["open_link"] != "memory"
+    waits = {"timeout": 0.3} if connected else {}
+    sender, receiver = open_link(capacity=2, **waits)
     greeting = pool.submit(receiver.receive)
     sender.send(make_frame(0))
     assert greeting.result().sequence == 0
 
     taken: list[int] = []
-    with pytest.raises(LinkTimeoutError, match=r"took no frame from .* for 0\.5 s.*; is it running\?"):
-        send_for_ever(sender, taken)
+    done = pool.submit(send_some, sender, 60, taken)
+    with pytest.raises(TimeoutError):
+        done.result(1.5)
     assert len(taken) <= 40, "2 frames of 2 MiB at either end, and what the system buffers"
-
-    done = pool.submit(sender.end)
-    assert [f.sequence for f in drain(receiver)] == taken
+    assert [f.sequence for f in drain(receiver)] == list(range(1, 61))
     done.result()
 
 
@@ -192,7 +197,7 @@ def test_a_stop_ends_the_wait_for_room(open_link: Opener, pool: ThreadPoolExecut
     stop = StopFlag()
     sender, _ = open_link(capacity=1, stop=stop, timeout=None)
 
-    waiting = pool.submit(send_for_ever, sender, [])
+    waiting = pool.submit(send_some, sender, 1000, [])
     stop.request("SIGINT")
     with pytest.raises(Stopped, match="SIGINT"):
         waiting.result(PATIENCE)
@@ -268,27 +273,25 @@ def test_the_end_waits_until_all_has_left(pool: ThreadPoolExecutor) -> None:
     """48 MiB are more than the system buffers: `end` may not return before the reader reads."""
     frames = 12
     with (
-        PushSender(FREE, queue_frames=2 * frames, timeout=PATIENCE) as sender,
+        PushSender(FREE, queue_frames=2 * frames, timeout=0.3) as sender,
         PullReceiver(sender.endpoint, queue_frames=1, timeout=PATIENCE) as receiver,
     ):
         for k in range(frames):
             sender.send(make_frame(k, shape=(1024, 1024)))
         done = pool.submit(sender.end)
         with pytest.raises(TimeoutError):
-            done.result(0.3)
+            done.result(1.0)
         assert len(drain(receiver)) == frames
         done.result(PATIENCE)
 
 
-def test_a_rest_that_nobody_takes_ends_in_a_sentence() -> None:
-    with (
-        PushSender(FREE, queue_frames=20, timeout=0.5) as sender,
-        PullReceiver(sender.endpoint, queue_frames=1),
-    ):
-        for k in range(12):
-            sender.send(make_frame(k, shape=(1024, 1024)))
-        with pytest.raises(LinkTimeoutError, match=r"did not take the rest .* 0\.5 s \(last packet 11\)"):
-            sender.end()
+def test_a_receiver_that_leaves_ends_the_wait_for_it(pool: ThreadPoolExecutor) -> None:
+    with PushSender(FREE, queue_frames=20, timeout=PATIENCE) as sender:
+        with PullReceiver(sender.endpoint, queue_frames=1):
+            for k in range(12):
+                sender.send(make_frame(k, shape=(1024, 1024)))
+            done = pool.submit(sender.end)
+        done.result(PATIENCE)
 
 
 def test_a_second_receiver_is_an_error(peer: Peer, pool: ThreadPoolExecutor) -> None:
@@ -302,7 +305,7 @@ def test_a_second_receiver_is_an_error(peer: Peer, pool: ThreadPoolExecutor) -> 
             assert monitor.recv_multipart()
             second.disable_monitor()
         with pytest.raises(UserError, match="second receiver has connected"):
-            send_for_ever(sender, [])
+            send_some(sender, 1000, [])
 
 
 def test_a_receiver_that_comes_back_is_served(pool: ThreadPoolExecutor) -> None:

@@ -1,5 +1,10 @@
 """Both projectors against geometry: lengths found by clipping rays, not by the formula that the projectors use."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numba
 import numpy as np
 import pytest
@@ -230,3 +235,23 @@ def test_warm_up_compiles_all_that_is_called():
     sirt(projector, volume, sinogram, geometry)
     projector.back(projector.forward(volume, geometry), geometry)
     assert [len(kernel.signatures) for kernel in kernels] == compiled
+
+
+def test_processes_that_compile_at_once_run_the_right_code(tmp_path: Path) -> None:
+    """Numba's cache is not made for several writers: without a lock it mixes up code for different lanes."""
+    program = (
+        "import sys, numpy as np\n"
+        "from aps_mini_apps.sirt.projectors import make_projector\n"
+        "for slices in map(int, sys.argv[1:]):\n"
+        "    projector = make_projector('numba', slices, 5)\n"
+        "    ones = projector.import_volume(np.ones((slices, 5, 5), np.float32))\n"
+        "    geometry = projector.geometry(np.zeros(2), 2.5)\n"
+        "    sinogram = projector.export_sinogram(projector.forward(ones, geometry))\n"
+        "    np.testing.assert_allclose(sinogram, 5.0, rtol=1e-5)\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    compilers = [
+        subprocess.Popen([sys.executable, "-c", program, str(slices)], env=environment) for slices in (1, 2, 3)
+    ]
+    assert [compiler.wait(120) for compiler in compilers] == [0, 0, 0]
+    subprocess.run([sys.executable, "-c", program, "1", "2", "3"], env=environment, check=True, timeout=120)

@@ -33,6 +33,19 @@ _INDEX = ir.IntType(32)
 _ONE_ROUNDING = ("contract",)  # multiply and add may fuse; nothing else is reordered
 
 
+def _name_records_by_content() -> None:
+    """Let the compiled name of a function tell records apart.
+
+    Numba (0.68) names a record type after a number that counts types as they come up in a process. Code for two widths
+    that was cached by two processes can then have one name, and a third process that loads both links every call to the
+    one it loaded first: wrong numbers, and no word about it.
+    """
+    types.Record.mangling_args = property(lambda record: (type(record).__name__, (record.name,)))
+
+
+_name_records_by_content()
+
+
 def vector_dtype(lanes: int) -> np.dtype[np.void]:
     """Return the element type of an array whose every element is `lanes` float32 numbers."""
     return np.dtype([(f"lanes_{_VERSION}", np.float32, (lanes,))])

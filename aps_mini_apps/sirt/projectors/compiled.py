@@ -1,8 +1,13 @@
 """The compiled projector: arrays, sizes and checks around the loops in `_kernels`."""
 
+import fcntl
+import functools
 import math
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -83,6 +88,8 @@ class NumbaProjector:
 
     def measure(self, line_integrals: npt.NDArray[np.float32]) -> Floats:
         """Return one projection (slices, columns) as (slabs, columns, lanes)."""
+        if line_integrals.shape != (self.slices, self.columns):
+            raise ValueError(f"a projection of {self.slices} x {self.columns} is due, not of {line_integrals.shape}")
         padded = np.zeros((self._slabs * self._lanes, self.columns), np.float32)
         padded[: self.slices] = line_integrals
         return np.ascontiguousarray(padded.reshape(self._slabs, self._lanes, self.columns).transpose(0, 2, 1))
@@ -99,6 +106,10 @@ class NumbaProjector:
 
     def geometry(self, angles: npt.NDArray[np.float64], center: float) -> CompiledGeometry:
         """Return the footprints of the angles, the rays' spans, and the inverse row norms and column sums."""
+        _compile(self._lanes)  # nothing else runs before there is a geometry
+        return self._trace(angles, center)
+
+    def _trace(self, angles: npt.NDArray[np.float64], center: float) -> CompiledGeometry:
         records = _compile_angles(footprints(angles, center, self.columns, self._model))
         geometry = CompiledGeometry(
             angles=records,
@@ -163,14 +174,17 @@ class NumbaProjector:
         return volume
 
     def warm_up(self) -> None:
-        """Run everything once on a small slab: compiled code depends on the lanes alone."""
-        small = NumbaProjector(self._lanes, 4, self._model, self._norm)
-        volume = small.new_volume()
-        sinogram = small.stack([small.measure(np.zeros((self._lanes, 4), np.float32))])
-        geometry = small.geometry(np.zeros(1), 2.0)
-        residual = small.residual(volume, sinogram, geometry)
-        small.add_back(volume, residual, geometry)
-        small.misfit(residual, sinogram, geometry)
+        """Compile, or load from Numba's cache, everything that is called."""
+        _compile(self._lanes)
+
+    def run_once(self) -> None:
+        """Call every kernel."""
+        volume = self.new_volume()
+        sinogram = self.stack([self.measure(np.zeros((self.slices, self.columns), np.float32))])
+        geometry = self._trace(np.zeros(1), self.columns / 2)
+        residual = self.residual(volume, sinogram, geometry)
+        self.add_back(volume, residual, geometry)
+        self.misfit(residual, sinogram, geometry)
 
     def _inside(self, volume: Floats) -> Floats:
         inner = slice(_kernels.BORDER, _kernels.BORDER + self.columns)
@@ -182,6 +196,24 @@ class NumbaProjector:
     def _vectors(self, array: Floats) -> npt.NDArray[np.void]:
         """View an array whose last axis is the lanes as an array of vectors."""
         return array.view(self._dtype)[..., 0]
+
+
+@functools.cache
+def _compile(lanes: int) -> None:
+    """Have the kernels for `lanes` compiled or loaded: compiled code depends on nothing else.
+
+    One process at a time, by a lock: when two save code for one function at once, Numba's cache (0.68) may file both
+    under one name, and whoever loads it then runs the wrong one.
+    """
+    path = Path(tempfile.gettempdir()) / f"mini-stream-kernels-{os.getuid()}.lock"
+    with open(path, "w", opener=_open_private) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        NumbaProjector(lanes, 4, "exact", "squared").run_once()
+
+
+def _open_private(path: str, flags: int) -> int:
+    """Open a file in a folder that others may write to: for this user alone, and not through a link of theirs."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _compile_angles(footprint: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
