@@ -5,7 +5,6 @@ Served by the event loop that owns the sessions, when it is asked: no thread, an
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -49,12 +48,15 @@ class Metrics(Collector):
         """Answer `GET /metrics` on `host`:`port`."""
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            try:
                 async with asyncio.timeout(PATIENCE):
                     question = await reader.readuntil(b"\r\n\r\n")
                     writer.write(await self._respond(question, gateway))
                     await writer.drain()
-            writer.close()
+            except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                pass  # who asks like this gets no answer
+            finally:
+                writer.close()
 
         return await asyncio.start_server(answer, host, port, limit=MAX_QUESTION)
 

@@ -88,9 +88,13 @@ async def echo(prefix: bytes = b"") -> AsyncIterator[str]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handlers.add(asyncio.current_task())
-        while line := await reader.readline():
-            writer.write(prefix + line)
-        writer.close()
+        try:
+            while line := await reader.readline():
+                writer.write(prefix + line)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     try:
