@@ -5,7 +5,8 @@ import csv
 import os
 from typing import ClassVar
 
-from s2cs.dataservers.rendering import RUN, render
+from s2cs.dataservers.limits import RUN
+from s2cs.dataservers.rendering import render
 from s2cs.dataservers.spec import ProxySpec, Traffic
 
 

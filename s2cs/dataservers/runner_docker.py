@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ministream.base.errors import UserError
 from s2cs.dataservers import proc
-from s2cs.dataservers.rendering import RUN
+from s2cs.dataservers.limits import RUN
 from s2cs.dataservers.spec import ProxyKind, ProxySpec
 from s2cs.store import ProcessRecord
 

@@ -10,8 +10,8 @@ from ministream.base import log
 from ministream.base.errors import UserError
 from s2cs.dataservers import proc
 from s2cs.dataservers.kinds import DOCKER, proxy_kind
+from s2cs.dataservers.limits import RUN
 from s2cs.dataservers.meter import Meter
-from s2cs.dataservers.rendering import RUN
 from s2cs.dataservers.runner_docker import end_containers
 from s2cs.dataservers.runner_process import end_members
 from s2cs.dataservers.spec import Handle, ProxyKind, ProxySpec, Runner, Traffic

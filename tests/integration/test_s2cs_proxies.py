@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -19,8 +20,10 @@ import pytest
 
 from ministream.base.errors import UserError
 from s2cs.addresses import Address
-from s2cs.dataservers import Proxies, Proxy, ProxySpec, Tls, proc, runner_docker
+from s2cs.dataservers import proc, runner_docker
 from s2cs.dataservers.runner_docker import engine
+from s2cs.dataservers.spec import ProxySpec, Tls
+from s2cs.dataservers.supervisor import Proxies, Proxy
 from s2cs.store import ProcessRecord
 from s2cs.trust import SessionKeys, account_name, make_session_keys, write_private
 
@@ -31,22 +34,20 @@ PRIVSEP = Path("/run/sshd")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _folder_of_sshd():
-    """The empty folder that sshd insists on when root starts it; its service unit makes it elsewhere."""
-    absent = os.geteuid() == 0 and not PRIVSEP.exists()
-    if absent:
-        PRIVSEP.mkdir(mode=0o755)
-    yield
-    if absent:
-        PRIVSEP.rmdir()
+def _folder_of_sshd() -> None:
+    """Make the empty folder that sshd insists on when root starts it, as its service unit would; it stays."""
+    if os.geteuid() == 0:
+        PRIVSEP.mkdir(mode=0o755, exist_ok=True)
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server((HERE, 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    """Return ports that are free, and below those that the system gives to clients: nobody takes them meanwhile."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(12_000, 32_000)
+        with suppress(OSError), socket.create_server((HERE, port)):
+            found = [*{*found, port}]
+    return found
 
 
 class Services:
@@ -104,8 +105,12 @@ class Hop:
             ),
         ]
         self.running: list[Proxy] = []
-        for spec in self.specs:
-            self.running.append(await self.start(spec))
+        try:
+            for spec in self.specs:
+                self.running.append(await self.start(spec))
+        except BaseException:
+            await self.__aexit__()
+            raise
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -459,7 +464,8 @@ import asyncio, json, sys
 from dataclasses import asdict
 from pathlib import Path
 from s2cs.addresses import parse_address
-from s2cs.dataservers import Proxies, ProxySpec
+from s2cs.dataservers.spec import ProxySpec
+from s2cs.dataservers.supervisor import Proxies
 
 async def main(kind, folder, *pairs):
     addresses = [parse_address(a) for a in pairs]
@@ -528,6 +534,8 @@ def test_nginx_keeps_a_session_to_its_rate(tmp_path):
             began = time.monotonic()
             await echo(hop.entrances[0], bytes(2 * rate))
             assert 1.0 < time.monotonic() - began < 6.0  # both hops let a second's worth pass at once
+            while (traffic := await hop.running[0].traffic()) and traffic.connections:
+                await asyncio.sleep(0.01)
             first, writer = await asyncio.open_connection(HERE, hop.entrances[0].port)
             await first.readexactly(1)
             second, other = await asyncio.open_connection(HERE, hop.entrances[0].port)

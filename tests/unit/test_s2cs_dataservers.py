@@ -8,8 +8,9 @@ import pytest
 from ministream.base.errors import UserError
 from s2cs import trust
 from s2cs.addresses import Address
-from s2cs.dataservers import ProxySpec, Tls, rendering
+from s2cs.dataservers import rendering
 from s2cs.dataservers.kinds import proxy_kind
+from s2cs.dataservers.spec import ProxySpec, Tls
 from s2cs.trust import check_peer_certificate, make_session_keys, write_private
 
 HERE = Address("127.0.0.1", 5100)
@@ -123,7 +124,7 @@ def test_a_container_s_nginx_has_the_stream_module_built_in(tmp_path):
 
 
 def test_neither_docker_s_sdk_nor_paramiko_is_imported_before_it_is_needed():
-    code = "import sys, s2cs.dataservers; sys.exit(any(m in sys.modules for m in ('docker', 'paramiko')))"
+    code = "import sys, s2cs.dataservers.supervisor; sys.exit(any(m in sys.modules for m in ('docker', 'paramiko')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
