@@ -31,6 +31,7 @@ class Child:
 
     name: str
     process: subprocess.Popen[str]
+    serves: bool = False
     last_error: str = ""
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The latest event of each kind."""
@@ -61,7 +62,7 @@ class Children:
         self._stop, self._show = stop, show
         self._lines: queue.Queue[tuple[Child, dict[str, Any]]] = queue.Queue(maxsize=10_000)
         self._stack = ExitStack()
-        self._readers: list[threading.Thread] = []
+        self._readers: dict[str, threading.Thread] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -72,9 +73,12 @@ class Children:
         self.end()
         self._stack.close()
 
-    def start(self, name: str, program: str, arguments: Sequence[str]) -> Child:
-        """Start `ministream PROGRAM ARGUMENTS…` and listen to it under `name`."""
-        command = [sys.executable, "-m", "ministream", program, *arguments, "--log-format", "json"]
+    def start(self, name: str, module: str, arguments: Sequence[str], *, serves: bool = False) -> Child:
+        """Start `python -m MODULE ARGUMENTS…` and listen to it under `name`.
+
+        One that `serves` has no end of its own: `events` does not wait for it.
+        """
+        command = [sys.executable, "-m", module, *arguments, "--log-format", "json"]
         process = self._stack.enter_context(
             subprocess.Popen(  # noqa: S603 - our own interpreter and program, no shell
                 command,
@@ -87,11 +91,11 @@ class Children:
                 env={**os.environ, PARENT: str(os.getpid())},
             )
         )
-        child = Child(name, process)
+        child = Child(name, process, serves=serves)
         self.all.append(child)
         reader = threading.Thread(target=self._read, args=(child,), name=f"log of {name}", daemon=True)
         reader.start()
-        self._readers.append(reader)
+        self._readers[name] = reader
         return child
 
     def _read(self, child: Child) -> None:
@@ -105,13 +109,13 @@ class Children:
             self._lines.put((child, {**event, "service": child.name}))
 
     def events(self) -> Iterator[bool]:
-        """Yield True after each event, False when nothing came for a moment; end when all programs have ended.
+        """Yield True after each event, False when nothing came for a moment; end when all that do not serve have ended.
 
         Raises `Stopped` when this program is asked to stop.
         """
         while True:
             self._stop.raise_if_set()
-            quiet = not any(reader.is_alive() for reader in self._readers)
+            quiet = not any(self._readers[child.name].is_alive() for child in self.all if not child.serves)
             try:
                 child, event = self._lines.get(timeout=0 if quiet else SLICE)
             except queue.Empty:
@@ -139,7 +143,7 @@ class Children:
                 child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.process.kill()
-        for reader in self._readers:
+        for reader in self._readers.values():
             while reader.is_alive():  # the queue must be emptied for the reader to end
                 self._drain()
                 reader.join(SLICE)

@@ -91,6 +91,8 @@ def _headline(result: Result, story: Story, quality: Quality | None) -> list[tup
         ("seconds", f"{story.seconds:.1f}"),
         ("last data residual", f"{_float(attributes['misfit']):.4f}"),
     ]
+    if story.tunnel:
+        figures.append(("tunnel", f"{story.tunnel['proxy']}, open in {_float(story.tunnel['setup_ms']):.0f} ms"))
     if quality is not None:
         figures += [
             ("SSIM to the truth", f"{quality.ssim:.3f}"),
@@ -119,6 +121,9 @@ def _tables(result: Result, story: Story, quality: Quality | None) -> list[Table
         figures = asdict(quality).items()
         rows: list[Row] = [(name.upper(), _show(value)) for name, value in figures if isinstance(value, float)]
         tables.append(("Quality", note, ("measure", "value"), rows))
+    if story.tunnel:
+        note = "Between the two gateways, with keys made for this run alone."
+        tables.append(("Tunnel", note, ("figure", "value"), _pairs(story.tunnel)))
     tables.append(("Reconstruction", "As written into the file.", ("attribute", "value"), _pairs(result.attributes)))
     tables.append(("Settings of the run", "", ("option", "value"), _pairs(story.settings)))
     return tables

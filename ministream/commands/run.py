@@ -7,9 +7,10 @@ soon as one of them fails.
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
@@ -32,6 +33,9 @@ from ministream.commands.children import Child, Children
 from ministream.commands.live import Display
 from ministream.commands.settings import RunSettings
 from ministream.commands.story import Story
+
+if TYPE_CHECKING:
+    from ministream.commands.tunnel import LocalTunnel
 
 SILENT = 60.0
 """Seconds within which a program that was started must say that it listens."""
@@ -79,7 +83,7 @@ def _run_programs(plan: "Plan", story: Story, stop: StopFlag, display: Display) 
     began, stopped = time.monotonic(), None
     with display, Children(stop, display.show) as children:
         try:
-            _Pipeline(plan, children, display).run()
+            story.tunnel = _Pipeline(plan, children, display).run()
         except Stopped as reason:
             stopped = reason
             children.end()
@@ -222,6 +226,14 @@ class Plan:
         spoken = self._load(section, model, {}).model_fields_set
         return {name: value for name, value in defaults.items() if name not in spoken} | chosen
 
+    def targets(self, endpoints: Sequence[str]) -> list[str]:
+        """Return where a tunnel must lead, `host:port` per worker; `endpoints` are the distributor's."""
+        addresses = [endpoint.removeprefix("tcp://") for endpoint in endpoints]
+        if self.settings.links == "push":
+            return addresses
+        host, _, base = addresses[0].rpartition(":")
+        return [f"{host}:{int(base) + rank}" for rank in range(self.workers)]
+
     def arguments(self, options: Mapping[str, Any]) -> list[str]:
         """Return `options` as a command line."""
         given = [f"--config={self.settings.config_file}"] if self.settings.config_file else []
@@ -244,35 +256,55 @@ class _Pipeline:
 
     def __init__(self, plan: Plan, children: Children, display: Display) -> None:
         self.plan, self.children, self.display = plan, children, display
-        self.events = children.events()
+        self.following = self._follow()
 
-    def run(self) -> None:
-        """Start the programs one after the other and follow them until all have ended."""
+    def run(self) -> Mapping[str, Any]:
+        """Start the programs one after the other and follow them until all have ended.
+
+        Returns the tunnel's figures; none without a tunnel.
+        """
+        with ExitStack() as stack:
+            tunnel = self._start_tunnel(stack)
+            self._start_programs(tunnel)
+            for _event in self.following:
+                pass
+            return tunnel.figures() if tunnel else {}
+
+    def _start_tunnel(self, stack: ExitStack) -> "LocalTunnel | None":
+        if not self.plan.settings.tunnel:
+            return None
+        from ministream.commands.tunnel import LocalTunnel  # loads gRPC
+
+        return stack.enter_context(LocalTunnel(self.children, self.plan.settings.proxy))
+
+    def _start_programs(self, tunnel: "LocalTunnel | None") -> None:
         plan, children = self.plan, self.children
-        daq = children.start("daq", "daq", plan.arguments(plan.for_daq()))
-        heard = self._await_listening(daq)
-        dist = children.start("dist", "dist", plan.arguments(plan.for_dist(heard)))
-        endpoints = str(self._await_listening(dist)["endpoint"]).split(",")
+        daq = children.start("daq", "ministream", ["daq", *plan.arguments(plan.for_daq())])
+        heard = self._await(daq, "listening")
+        dist = children.start("dist", "ministream", ["dist", *plan.arguments(plan.for_dist(heard))])
+        endpoints = str(self._await(dist, "listening")["endpoint"]).split(",")
+        if tunnel:
+            listeners = tunnel.open(plan.targets(endpoints), lambda server: self._await(server, "serving"))
+            endpoints = [f"tcp://{listener}" for listener in listeners]
         for rank in range(plan.workers):
             name = "sirt" if plan.workers == 1 else f"sirt{rank}"
-            # one endpoint per worker on our links; on the old ones the base, which all of them are given
-            endpoint = endpoints[rank] if len(endpoints) > 1 else endpoints[0]
-            children.start(name, "sirt", plan.arguments(plan.for_sirt(rank, endpoint)))
-        for _event in self._follow():
-            pass
+            # on the old links all of them are given the base, from which they count themselves
+            endpoint = endpoints[rank] if plan.settings.links == "push" else endpoints[0]
+            children.start(name, "ministream", ["sirt", *plan.arguments(plan.for_sirt(rank, endpoint))])
 
-    def _await_listening(self, child: Child) -> Mapping[str, Any]:
+    def _await(self, child: Child, event: str) -> Mapping[str, Any]:
+        """Follow the programs until `child` has logged `event`, and return that event."""
         deadline = time.monotonic() + SILENT
-        for _event in self._follow():
-            if "listening" in child.events:
-                return child.events["listening"]
+        while event not in child.events:
+            if next(self.following, self) is self:
+                raise UserError(f"{child.name} ended before it was {event}: see its log above")
             if time.monotonic() > deadline:
-                raise UserError(f"{child.name} did not say within {SILENT:g} s that it listens: see its log above")
-        raise UserError(f"{child.name} ended before it listened: see its log above")
+                raise UserError(f"{child.name} was not {event} within {SILENT:g} s: see its log above")
+        return child.events[event]
 
     def _follow(self) -> Iterator[None]:
         """Show events as they come; raise UserError as soon as a program has failed."""
-        for heard in self.events:
+        for heard in self.children.events():
             if not heard:
                 self.display.refresh()
                 self._check()

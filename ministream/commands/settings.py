@@ -42,6 +42,10 @@ class RunSettings(Settings):
     links: Literal["push", "aps"] = option(
         "push", help="push: our lossless links; aps: PUB/SUB and TMQ, as the APS mini-apps.", group="Links"
     )
+    tunnel: bool = option(
+        False, help="Put two control servers and an encrypted tunnel before the reconstruction.", group="Links"
+    )
+    proxy: str = option("haproxy", help="Kind of the tunnel's proxies: haproxy, nginx, stunnel, ssh.", group="Links")
     timeout: float | None = option(
         None, ge=0, help="Seconds that a program waits for its neighbour (60); 0: for ever.", group="Links"
     )

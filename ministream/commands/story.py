@@ -22,6 +22,8 @@ class Story:
         From the start of the first program to the end of the last.
     services
         The last event `scan ended` of each program, by its name.
+    tunnel
+        Figures of the tunnel that the scan went through; empty without one.
     dataset
         Where the volume is in its file.
     truth
@@ -33,5 +35,6 @@ class Story:
     settings: Mapping[str, Any]
     seconds: float = 0.0
     services: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    tunnel: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = "/data"
     truth: npt.NDArray[np.float32] | None = None
