@@ -4,10 +4,9 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from aps_mini_apps.quality.settings import QualitySettings
-
 from aps_mini_apps.daq.settings import DaqSettings
 from aps_mini_apps.dist.settings import DistSettings
+from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
 from ministream.base.cli import add_program, new_app
 from ministream.commands.settings import RunSettings
