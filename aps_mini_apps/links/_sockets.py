@@ -5,7 +5,9 @@ the socket and waits for the context's end. (Nothing is flushed when a process s
 closed without a flush drops what is still queued, unless `close` is given a moment for it.
 """
 
+import functools
 import math
+import operator
 import threading
 from typing import Self
 
@@ -26,6 +28,9 @@ LARGEST_REQUEST = 4096
 
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 30_000
 """How often a watched peer is asked for a sign of life, and how long it may take to give one."""
+
+_STRANGERS = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+"""What connects and does not speak ZeroMQ: a port scanner, or a proxy's check whether somebody is there."""
 
 _ONLY_PORT_TAKEN = "the port is in use by another program; end that one or choose another port (* is a free one)"
 _BAD_BIND = "give tcp://HOST:PORT, where HOST is an address of this machine or *"
@@ -66,11 +71,12 @@ class Line:
         self.socket.sndhwm = self.socket.rcvhwm = high_water_mark
         self.socket.maxmsgsize = largest
         self.socket.sndtimeo = SLICE_MS
-        self._connections = 0
+        self._connections = self._strangers = 0
         self._monitor = None
         if watched:
             self.socket.heartbeat_ivl, self.socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
-            self._monitor = self.socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            watched_events = [zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED, *_STRANGERS]
+            self._monitor = self.socket.get_monitor_socket(functools.reduce(operator.or_, watched_events))
 
     @property
     def endpoint(self) -> str:
@@ -129,8 +135,15 @@ class Line:
     def connections(self, wait_ms: int = 0) -> int:
         """Return how many peers are connected, if they are `watched`; wait up to `wait_ms` for one to come."""
         while self._monitor is not None and self._monitor.poll(0 if self._connections else wait_ms):
-            arrived = recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            self._connections += 1 if arrived else -1
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._connections += 1
+            elif event in _STRANGERS:
+                self._strangers += 1
+            elif self._strangers:  # each is reported once more, as disconnected
+                self._strangers -= 1
+            else:
+                self._connections -= 1
         return self._connections
 
     def flush(self, complaint: str) -> None:

@@ -294,6 +294,24 @@ def test_a_receiver_that_leaves_ends_the_wait_for_it(pool: ThreadPoolExecutor) -
         done.result(PATIENCE)
 
 
+def test_strangers_at_the_port_are_not_taken_for_receivers(pool: ThreadPoolExecutor) -> None:
+    """A port scanner that comes and goes must neither pass for a receiver nor hide the one that is there."""
+    with PushSender(FREE, queue_frames=2, timeout=0.3) as sender:
+        port = int(sender.endpoint.rpartition(":")[2])
+        with PullReceiver(sender.endpoint, queue_frames=1, timeout=PATIENCE) as receiver:
+            greeting = pool.submit(receiver.receive)
+            sender.send(make_frame(0))
+            greeting.result()
+            for rubbish in (b"", b"GET / HTTP/1.1\r\n\r\n" * 4):
+                with socket.create_connection(("127.0.0.1", port)) as stranger:
+                    stranger.sendall(rubbish)
+            done = pool.submit(send_some, sender, 40, [])
+            with pytest.raises(TimeoutError):  # held back, not given up
+                done.result(1.0)
+            assert [f.sequence for f in drain(receiver)] == list(range(1, 41))
+            done.result()
+
+
 def test_a_second_receiver_is_an_error(peer: Peer, pool: ThreadPoolExecutor) -> None:
     with PushSender(FREE, timeout=PATIENCE) as sender, PullReceiver(sender.endpoint) as first:
         first_frame = pool.submit(first.receive)
