@@ -6,7 +6,9 @@ BIN := .venv/bin
 FILE ?=
 ARGS ?=
 
-.PHONY: help run test lint bench lock clean install
+PROTO = s2cs/proto/scistream
+
+.PHONY: help run test lint bench proto lock clean install
 
 help:
 	@echo "make run [FILE=scan.h5] [ARGS=…]  stream a scan (without FILE: a phantom), reconstruct it, make a report"
@@ -16,8 +18,11 @@ help:
 	@echo "make lock                         renew the pinned requirements"
 	@echo "make clean                        remove what make made, except output/"
 
+# Where a proxy is installed, the scan goes through two gateways and an encrypted tunnel.
+TUNNEL = $(if $(shell PATH="$$PATH:/usr/sbin:/sbin" command -v haproxy),--tunnel)
+
 run: .venv/.installed
-	@$(BIN)/ministream run $(FILE) --output output $(ARGS)
+	@$(BIN)/ministream run $(FILE) --output output $(TUNNEL) $(ARGS)
 
 test: .venv/.installed-dev
 	@$(BIN)/python -m pytest $(ARGS)
@@ -47,6 +52,9 @@ install: .venv/.installed
 	@echo "Installing the test tools into .venv (first time only) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
+
+proto: .venv/.installed-dev
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO).proto
 
 lock: | .venv/bin/python
 	@$(BIN)/python -m pip install --quiet uv

@@ -149,7 +149,7 @@ class ControlServer:
             ports=PortPool(settings.ports, terms.host),
             store=self._store,
             policy=_policy(settings, {self.port} | ({settings.metrics_port} if settings.metrics_port else set())),
-            proxies=Proxies(settings.type, terms.folder),
+            proxies=Proxies(settings.type, terms.folder, settings.image_by_kind),
             observe_setup=self._metrics.observe_setup,
         )
 

@@ -21,6 +21,7 @@ class ServerSettings(Settings):
     port: int = option(5000, ge=0, le=65535, help="Port of the control server.")
     port_range: str = option("5100-5200", help="Ports of the proxies, first-last.")
     type: str = option("Haproxy", help="Kind of proxy.")
+    images: str = option("", help="Docker images, where not the official ones: haproxy=IMAGE[,nginx=IMAGE].")
     verbose: bool = option(False, names="-v", help="Log every step (as --log-level debug).", group="Logs")
     server_crt: str = option("server.crt", help="Certificate of the server (PEM).")
     server_key: str = option("server.key", help="Key of the server (PEM).")
@@ -88,6 +89,13 @@ class ServerSettings(Settings):
             raise ValueError("give first-last, such as 5100-5200")
         return value
 
+    @field_validator("images")
+    @classmethod
+    def _names_kinds(cls, value: str) -> str:
+        if any(not all(part.partition("=")) for part in value.split(",") if value):
+            raise ValueError("give KIND=IMAGE, such as haproxy=haproxy:2.8")
+        return value
+
     @model_validator(mode="after")
     def _tokens_travel_encrypted(self) -> Self:
         if not (self.ssl or self.insecure_no_auth):
@@ -95,6 +103,11 @@ class ServerSettings(Settings):
                 "without --ssl tokens would travel in the clear: add --insecure-no-auth, or serve with --ssl"
             )
         return self
+
+    @property
+    def image_by_kind(self) -> dict[str, str]:
+        """The Docker images of `images`, by kind of proxy."""
+        return dict(part.split("=", 1) for part in self.images.split(",") if part)
 
     @property
     def ports(self) -> range:

@@ -567,14 +567,14 @@ def test_without_docker_s_sdk_or_engine_a_container_is_refused_in_a_clear_senten
 
 
 @pytest.mark.parametrize("kind", ["haproxy", "nginx"])
-def test_a_container_serves_like_a_process(tmp_path, kind):
+def test_a_container_serves_like_a_process(tmp_path, kind, monkeypatch):
+    image = "mini-stream-proxies:test"
     if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
-        pytest.skip("no Docker engine here")
-    try:
-        client = engine()
-        client.images.pull(runner_docker.IMAGES[kind])
-    except Exception as error:
-        pytest.skip(f"no Docker engine with images: {error}")
+        pytest.skip("no Docker engine here: tests/docker/engine.sh makes one")
+    client = engine()
+    if not client.images.list(image):
+        pytest.skip(f"the Docker engine has no image {image}: tests/docker/engine.sh makes it")
+    monkeypatch.setitem(runner_docker.IMAGES, kind, image)
 
     async def main() -> None:
         async with Hop(f"docker:{kind}", tmp_path) as hop:

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Makes sure that a Docker engine answers, and that it has the images which the tests name. Needs root.
+#
+# Where no registry answers, the base image is made here: Debian's own packages, and this machine's CA certificates.
+set -euo pipefail
+
+BASE=debian:bookworm-slim
+PROXIES=mini-stream-proxies:test
+export DOCKER_API_VERSION=${DOCKER_API_VERSION:-1.41}
+
+start_engine() {
+    docker info >/dev/null 2>&1 && return
+    # overlay file systems do not stack on every machine's own: vfs does, and these images are few
+    nohup dockerd --storage-driver="${DOCKER_STORAGE:-vfs}" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
+    echo $! >/run/mini-stream-dockerd.pid
+    for _ in $(seq 100); do
+        docker info >/dev/null 2>&1 && return
+        sleep 0.2
+    done
+    echo "dockerd did not start:" >&2
+    tail -20 /var/log/mini-stream-dockerd.log >&2
+    return 1
+}
+
+make_base() {
+    docker image inspect "$BASE" >/dev/null 2>&1 && return
+    timeout 20 docker pull --quiet "$BASE" 2>/dev/null && return
+    local root
+    root=$(mktemp -d)
+    debootstrap --variant=minbase --include=ca-certificates bookworm "$root" >/dev/null
+    cp -r /etc/ssl/certs/. "$root/etc/ssl/certs/"
+    tar -C "$root" -c . | docker import - "$BASE" >/dev/null
+    rm -rf "$root"
+}
+
+make_proxies() {
+    docker image inspect "$PROXIES" >/dev/null 2>&1 && return
+    docker build --quiet --tag "$PROXIES" - >/dev/null <<EOF
+FROM $BASE
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy nginx-light libnginx-mod-stream
+# Debian loads nginx's stream module at run time; the official image, which the proxy is written for, has it built in
+RUN printf '#!/bin/sh\nexec /usr/sbin/nginx -g "load_module /usr/lib/nginx/modules/ngx_stream_module.so;" "\$@"\n' \
+        > /usr/local/bin/nginx && chmod +x /usr/local/bin/nginx
+EOF
+}
+
+start_engine
+make_base
+make_proxies
+echo "Docker engine $(docker version --format '{{.Server.Version}}') with $BASE and $PROXIES"
