@@ -52,6 +52,10 @@ def main(settings: RunSettings) -> int:
     """Run the whole pipeline; 0 when the scan is complete and its files are written."""
     output = Path(settings.output)
     plan = Plan(settings)
+    if settings.tunnel:
+        from ministream.commands.tunnel import check_proxy  # loads gRPC
+
+        check_proxy(settings.proxy)
     check_writable(output)
     with open_source(plan.daq) as source:
         plan.check(source)

@@ -16,6 +16,9 @@ from typing import Any, Self
 
 from ministream.commands.children import Child, Children
 from s2cs.client import Gateway, Tunnel
+from s2cs.dataservers.kinds import proxy_kind
+from s2cs.dataservers.rendering import find_program
+from s2cs.dataservers.runner_process import ProcessRunner
 from s2cs.site import init_site
 
 SIDES = {"p2cs": "producer", "c2cs": "consumer"}
@@ -25,6 +28,13 @@ BLOCK = 200
 """Ports of one gateway."""
 
 HOST = "127.0.0.1"
+
+
+def check_proxy(name: str) -> None:
+    """Raise UserError if there is no such kind of proxy, or its program is not installed."""
+    _, kind, runner = proxy_kind(name)
+    if isinstance(runner, ProcessRunner):
+        find_program(kind.program, kind.package)
 
 
 class LocalTunnel:
