@@ -286,7 +286,7 @@ def quantile(values: Sequence[float], part: float) -> float:
 def show_openings(sites: Sequence[Gateways], site: Site, token_file: Path, target: str) -> None:
     """Measure how long a tunnel takes to open, and print a table."""
     floor = [timed(partial(run, [sys.executable, "-c", "import grpc"])) for _ in range(OPENINGS)]
-    print(f"Time to open an encrypted tunnel, until it carries: median of {OPENINGS}, ms")
+    print(f"Time to open an encrypted tunnel (s2uc tries it, too): median of {OPENINGS}, ms")
     print(f"  {'python -c import grpc':34} {statistics.median(floor):7.0f}")
     for both in sites:
         command = [sys.executable, "-m", "s2cs.user", "connect", "--detach", f"--target={target}", f"--ca={site.ca}"]
