@@ -5,6 +5,7 @@ goes when the run does. Then a tunnel is asked of both, as a user would, from th
 that the workers connect to. Between the two proxies everything is TLS 1.3.
 """
 
+import asyncio
 import random
 import tempfile
 import time
@@ -18,7 +19,7 @@ from ministream.commands.children import Child, Children
 from s2cs.client import Gateway, Tunnel
 from s2cs.dataservers.kinds import proxy_kind
 from s2cs.dataservers.rendering import find_program
-from s2cs.dataservers.runner_process import ProcessRunner
+from s2cs.dataservers.runner_process import ProcessRunner, end_members
 from s2cs.site import init_site
 
 SIDES = {"p2cs": "producer", "c2cs": "consumer"}
@@ -52,9 +53,11 @@ class LocalTunnel:
         self._children, self._kind = children, kind
         self._stack = ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ministream-tunnel-")))
+        self._stack.callback(self._end_strays)
         self._tokens: dict[str, str] = {}
         self._gateways: list[Gateway] = []
         self._tunnel: Tunnel | None = None
+        self.servers: list[Child] = []
         self._setup = 0.0
         first = random.randrange(PORTS.start, PORTS.stop - 2 * BLOCK, BLOCK)  # noqa: S311 - no secret
         self.servers = [
@@ -92,11 +95,17 @@ class LocalTunnel:
             "setup_ms": 1000 * self._setup,
             "listeners": ", ".join(self._tunnel.listeners),
             "targets": ", ".join(self._tunnel.targets),
-            "connections": session.connections,
+            "connections": len(self._tunnel.targets),
             "bytes_in": session.bytes_in,
             "bytes_out": session.bytes_out,
             "restarts": session.restarts,
         }
+
+    def _end_strays(self) -> None:
+        """End the proxies of a control server that was killed: they outlive it, for one that will not come."""
+        for child in self.servers:
+            if child.failed:
+                asyncio.run(end_members(self._folder / f"{child.name}-state" / "sessions"))
 
     def _serve(self, name: str, ports: range) -> Child:
         site, self._tokens[name] = init_site(self._folder / name, [HOST])
