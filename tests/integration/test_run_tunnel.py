@@ -161,8 +161,8 @@ def sent_from(path: Path) -> dict[str, bytes]:
 
 def test_no_pixel_crosses_between_the_gateways_in_plain(start: Start, tmp_path: Path, scratch: Path) -> None:
     """A known pattern is in what the distributor sends to its gateway, and not in what that one sends to the other."""
-    shape, tile = (4, 512), np.random.default_rng(1).integers(1000, 30_000, 16, np.uint16)
-    frame = np.broadcast_to(np.tile(tile, 32), shape)
+    shape, tile = (16, 128), np.random.default_rng(1).integers(1000, 30_000, 16, np.uint16)
+    frame = np.broadcast_to(np.tile(tile, 8), shape)
     flat, dark = np.full(shape, 40_000, np.uint16), np.ones(shape, np.uint16)
     with h5py.File(tmp_path / "pattern.h5", "w") as file:
         file["exchange/data"] = np.broadcast_to(frame, (300, *shape))
@@ -172,7 +172,7 @@ def test_no_pixel_crosses_between_the_gateways_in_plain(start: Start, tmp_path: 
     correction.add_flat(flat)
     correction.add_dark(dark)
     pattern = correction.line_integrals(frame)[0, :16].tobytes()
-    window = ("--window-length", "2", "--window-step", "100", "--center", "256", "--backend", "numpy")
+    window = ("--window-length", "2", "--window-step", "100", "--center", "64", "--backend", "numpy")
     run = start("run", tmp_path / "pattern.h5", *window, "--tunnel", TMPDIR=str(scratch))
     event_of(run, "p2cs", "session streaming")
     ((gateway, service),) = pairs_of(run, "p2cs").items()
