@@ -96,8 +96,9 @@ class LocalTunnel:
             "listeners": ", ".join(self._tunnel.listeners),
             "targets": ", ".join(self._tunnel.targets),
             "connections": len(self._tunnel.targets),
-            "bytes_in": session.bytes_in,
-            "bytes_out": session.bytes_out,
+            # what flowed between the proxy's last report and the end of a short scan is not known: then nothing is said
+            "bytes_in": session.bytes_in or None,
+            "bytes_out": session.bytes_out or None,
             "restarts": session.restarts,
         }
 
