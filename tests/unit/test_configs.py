@@ -10,6 +10,7 @@ from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
 from ministream.base.settings import SECTIONS, Settings, read_yaml
 from ministream.commands.settings import RunSettings
+from s2cs.settings import ServerSettings
 
 MODELS: dict[str, type[Settings]] = {
     "run": RunSettings,
@@ -17,6 +18,7 @@ MODELS: dict[str, type[Settings]] = {
     "dist": DistSettings,
     "sirt": SirtSettings,
     "quality": QualitySettings,
+    "s2cs": ServerSettings,
 }
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
