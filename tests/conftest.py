@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ import structlog
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_SKIP = re.compile(r"GPU|CUDA|TomoPy", re.IGNORECASE)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a program (mark `needs`) that is not on this machine; system folders count."""
+    folders = f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin"
+    wanted = [name for mark in item.iter_markers("needs") for name in mark.args]
+    missing = [name for name in wanted if shutil.which(name, path=folders) is None]
+    if missing:
+        pytest.skip(f"not installed on this machine: {', '.join(missing)}")
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,8 @@ from aps_mini_apps.dist.correction import Correction
 from tests.integration.conftest import Program, Start
 from tests.integration.test_run import last_file, read, write_scan
 
+pytestmark = pytest.mark.needs("haproxy", "nginx", "stunnel", "tcpdump")
+
 QUICK = ("--center", "25.5", "--backend", "numpy")
 ONE_WINDOW = ("--window-length", "40", "--window-step", "40", "--window-iter", "3")
 

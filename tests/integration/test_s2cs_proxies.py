@@ -27,6 +27,8 @@ from s2cs.dataservers.supervisor import Proxies, Proxy
 from s2cs.store import ProcessRecord
 from s2cs.trust import SessionKeys, account_name, make_session_keys, write_private
 
+pytestmark = pytest.mark.needs("haproxy", "nginx", "stunnel", "sshd")
+
 HERE = "127.0.0.1"
 ENCRYPTED = ("haproxy", "nginx", "stunnel", "ssh")
 PLAIN = ("haproxy", "nginx")

@@ -32,6 +32,8 @@ from s2cs.server import ControlServer
 from s2cs.settings import ServerSettings
 from s2cs.site import init_site
 
+pytestmark = pytest.mark.needs("haproxy")
+
 ANYWHERE = "127.0.0.0/8:1-65535"
 PATIENCE = 20.0
 PROD_HOST, CONS_HOST = "127.0.0.2", "127.0.0.3"

@@ -32,6 +32,8 @@ from s2cs.client import Gateway, GatewayError, Tunnel, probe
 from s2cs.proto import scistream_pb2 as pb
 from s2cs.proto import scistream_pb2_grpc as rpc
 
+pytestmark = pytest.mark.needs("haproxy")
+
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nof {}\n-----END CERTIFICATE-----\n"
 TOKEN = "secret-of-this-site"
 

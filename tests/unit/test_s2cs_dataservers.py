@@ -13,6 +13,8 @@ from s2cs.dataservers.kinds import proxy_kind
 from s2cs.dataservers.spec import ProxySpec, Tls
 from s2cs.trust import check_peer_certificate, make_session_keys, write_private
 
+pytestmark = pytest.mark.needs("haproxy", "nginx", "stunnel", "sshd")
+
 HERE = Address("127.0.0.1", 5100)
 THERE = Address("192.168.100.10", 5560)
 

@@ -24,6 +24,8 @@ from s2cs.files import make_private_folder, replace_file
 from s2cs.main import app
 from s2cs.site import Site, init_site, renew_site, server_names
 
+pytestmark = pytest.mark.needs("openssl")
+
 NAMES = ["gate.example.org", "192.168.101.10", "fd00::11"]
 
 
