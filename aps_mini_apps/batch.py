@@ -3,10 +3,11 @@
 What the programs make of a scan and what `reconstruct` makes of it are therefore equal bit for bit.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from aps_mini_apps.frames import Frame
 from aps_mini_apps.sirt import axis
 from aps_mini_apps.sirt.projectors import Backend, Model, Norm, make_projector
 from aps_mini_apps.sirt.reconstruction import Reconstruction
+from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 
 AXIS_ROWS = 16
 """Detector rows around the middle from which the rotation axis is judged."""
@@ -63,19 +65,23 @@ def reconstruct(
     backend: Backend = "numba",
     model: Model = "exact",
     norm: Norm = "squared",
+    algorithm: str = "sirt",
+    parameters: Mapping[str, Any] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Reconstruct a scan by SIRT.
+    """Reconstruct a scan, by SIRT unless told otherwise.
 
     Parameters
     ----------
     scan
         A DXchange HDF5 file, or any source of frames.
     iterations
-        SIRT updates per window.
+        Updates per window.
     center
         Rotation axis, columns; None takes the source's, or the middle of the detector.
     length, step
         Window length and step in projections; all of them unless given: then there is one window.
+    algorithm, parameters
+        As `--algorithm` and `--parameter` of `ministream sirt` take them.
 
     Returns
     -------
@@ -85,7 +91,7 @@ def reconstruct(
     Raises
     ------
     UserError
-        If the file cannot be read; ValueError for a centre outside the detector.
+        If the file cannot be read or there is no such algorithm; ValueError for a centre outside the detector.
     """
     with ExitStack() as stack:
         source = stack.enter_context(open_scan(scan)) if isinstance(scan, str | Path) else scan
@@ -99,6 +105,8 @@ def reconstruct(
             backend=backend,
             model=model,
             norm=norm,
+            algorithm=algorithm,
+            parameters=parameters,
         )
 
 
@@ -112,13 +120,22 @@ def reconstruct_frames(
     backend: Backend = "numba",
     model: Model = "exact",
     norm: Norm = "squared",
+    algorithm: str = "sirt",
+    parameters: Mapping[str, Any] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Reconstruct corrected projections (float32 line integrals), window by window; see `reconstruct`."""
     arrivals = iter(corrected)
     first = next(arrivals)
     slices, columns = first.pixels.shape
     projector = make_projector(backend, slices, columns, model=model, norm=norm)
-    reconstruction = Reconstruction(projector, length=length, step=step, iterations=iterations, center=center)
+    reconstruction = Reconstruction(
+        projector,
+        length=length,
+        step=step,
+        iterations=iterations,
+        center=center,
+        algorithm=choose_algorithm(algorithm, parameters),
+    )
     for _update in reconstruction.run(chain([first], arrivals)):
         pass
     return reconstruction.volume()

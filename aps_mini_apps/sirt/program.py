@@ -2,12 +2,14 @@
 
 import time
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import Any, cast
 
 import numba
 import numpy as np
@@ -18,9 +20,11 @@ from aps_mini_apps.links import FrameReceiver
 from aps_mini_apps.links.pubsub import VolumePublisher
 from aps_mini_apps.links.push import PullReceiver
 from aps_mini_apps.links.tmq import TmqWorker
+from aps_mini_apps.sirt.algorithms import Algorithm
 from aps_mini_apps.sirt.projectors import Projector, make_projector
 from aps_mini_apps.sirt.reconstruction import AxisSearch, Reconstruction, Update
 from aps_mini_apps.sirt.settings import SirtSettings
+from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 from aps_mini_apps.sirt.writer import ReconstructionWriter, check_writable, write_volume
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
@@ -33,7 +37,9 @@ def main(settings: SirtSettings) -> int:
     stop = StopFlag().install()
     check_writable(Path(settings.recon_output_dir))
     _use_threads(settings.thread)
+    algorithm = choose_algorithm(settings.algorithm, settings.parameter)
     with ExitStack() as stack:
+        stack.enter_context(_warnings_in_log())
         publisher = stack.enter_context(VolumePublisher(settings.pub_addr)) if settings.pub_addr else None
         receiver = stack.enter_context(_open_receiver(settings, stop))
         get_logger().info(
@@ -46,7 +52,7 @@ def main(settings: SirtSettings) -> int:
         if first is None:
             raise UserError(f"the scan from {_source(settings)} ended before any projection came")
         try:
-            session = _Session(settings, receiver, publisher, first)
+            session = _Session(settings, receiver, publisher, first, algorithm)
             session.run(chain([first], iter(receiver.receive, None)))
         except ValueError as error:  # the mathematics says what is wrong with the scan or the options
             raise UserError(str(error)) from error
@@ -58,6 +64,18 @@ def _use_threads(wanted: int) -> None:
     if wanted > available:
         get_logger().warning("fewer threads than asked for", asked=wanted, used=available)
     numba.set_num_threads(min(wanted, available))
+
+
+@contextmanager
+def _warnings_in_log() -> Iterator[None]:
+    """Log what libraries and algorithms warn of, each once per line of code."""
+
+    def show(message: object, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        get_logger().warning(str(message), kind=category.__name__, file=filename, line=lineno)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = cast("Any", show)
+        yield
 
 
 def _open_receiver(settings: SirtSettings, stop: StopFlag) -> FrameReceiver:
@@ -101,7 +119,12 @@ class _Session:
     """One scan: its reconstruction, and what leaves it (files, published volumes, log lines)."""
 
     def __init__(
-        self, settings: SirtSettings, receiver: FrameReceiver, publisher: VolumePublisher | None, first: Frame
+        self,
+        settings: SirtSettings,
+        receiver: FrameReceiver,
+        publisher: VolumePublisher | None,
+        first: Frame,
+        algorithm: Algorithm,
     ) -> None:
         self.settings, self.receiver, self.publisher = settings, receiver, publisher
         self.log = get_logger()
@@ -113,7 +136,8 @@ class _Session:
         folder = Path(settings.recon_output_dir)
         self.writer = ReconstructionWriter(folder, self.scan, dataset=settings.recon_dataset_path)
         self.monitor = _Monitor()
-        self.reconstruction = _make_reconstruction(settings, self._projector(slices, columns))
+        self.algorithm = algorithm
+        self.reconstruction = _make_reconstruction(settings, self._projector(slices, columns), algorithm)
         self.first, self.invalid = first, 0
         self.last: Update | None = None
 
@@ -206,7 +230,7 @@ class _Session:
             "center": last.center if last else 0.0,
             "change": last.change if last else 0.0,
             "misfit": last.misfit if last else 0.0,
-            "algorithm": "sirt",
+            **self.algorithm.about(),
             "backend": settings.backend,
             "model": settings.model,
             "norm": settings.norm,
@@ -237,7 +261,7 @@ class _Session:
         )
 
 
-def _make_reconstruction(settings: SirtSettings, projector: Projector) -> Reconstruction:
+def _make_reconstruction(settings: SirtSettings, projector: Projector, algorithm: Algorithm) -> Reconstruction:
     def announce(center: float, projections: int) -> None:
         get_logger().warning("rotation axis found: starting again", center=center, projections=projections)
 
@@ -249,4 +273,5 @@ def _make_reconstruction(settings: SirtSettings, projector: Projector) -> Recons
         iterations=settings.window_iter,
         center=None if automatic else float(settings.center) or None,
         search=AxisSearch(settings.history, announce) if automatic else None,
+        algorithm=algorithm,
     )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from aps_mini_apps.frames import Frame
 from aps_mini_apps.geometry import check_center
 from aps_mini_apps.sirt import axis
-from aps_mini_apps.sirt.algorithm import sirt
+from aps_mini_apps.sirt.algorithms import Algorithm, Window, load_algorithm
 from aps_mini_apps.sirt.projectors import Projector
 from aps_mini_apps.sirt.window import windows
 
@@ -42,7 +42,7 @@ class Update:
     change
         Root mean square change of a voxel in the last update, 1/pixel.
     misfit
-        ||b - A x|| / ||b|| over the window's projections, before the last update.
+        ||b - A x|| / ||b|| over the window's projections: see `algorithms.Progress`.
     """
 
     window: int
@@ -103,11 +103,18 @@ class Reconstruction:
     projector
         Back end for the slab's slices and columns.
     length, step, iterations
-        Window length and step in projections, SIRT updates per window.
+        Window length and step in projections, updates per window.
     center
         Rotation axis in columns; None takes it from each window's newest projection, or the middle.
     search
         Look for the axis; `center` is then where the search starts from.
+    algorithm
+        What folds a window in; SIRT unless given.
+
+    Raises
+    ------
+    ValueError
+        If `iterations` is less than 1, or the axis lies outside the detector.
     """
 
     def __init__(
@@ -119,15 +126,21 @@ class Reconstruction:
         iterations: int = 1,
         center: float | None = None,
         search: AxisSearch | None = None,
+        algorithm: Algorithm | None = None,
     ) -> None:
+        if iterations < 1:
+            raise ValueError(f"{iterations} iterations would change nothing: use 1 or more")
         if center is not None:
             check_center(center, projector.columns)
         self.projector = projector
         self.length, self.step, self.iterations = length, step, iterations
         self._center = center
         self._search = search
+        self._algorithm = algorithm or load_algorithm()
         self._volume = projector.new_volume()
         self._count = 0
+        self._newest: _Held | None = None
+        self._previous = 0
         self.seen: list[float] = []
 
     def run(self, frames: Iterable[Frame]) -> Iterator[Update]:
@@ -159,21 +172,36 @@ class Reconstruction:
         return held
 
     def _fold(self, held: tuple[_Held, ...]) -> Update:
-        center = self._axis_for(held[-1].frame)
-        geometry = self.projector.geometry(np.array([h.frame.angle for h in held]), center)
-        sinogram = self.projector.stack([h.measured for h in held])
-        progress = sirt(self.projector, self._volume, sinogram, geometry, iterations=self.iterations)
+        window = self._window(held)
+        self._volume, progress = self._algorithm.fold(window, self._volume, self.projector)
         voxels = self.projector.slices * self.projector.columns**2
         update = Update(
             window=self._count,
             projections=len(held),
             newest=held[-1].frame.number,
-            center=center,
+            center=window.center,
             change=progress.change / voxels**0.5,
             misfit=progress.misfit,
         )
         self._count += 1
+        self._newest, self._previous = held[-1], self._previous + window.fresh
         return update
+
+    def _window(self, held: tuple[_Held, ...]) -> Window:
+        angles, center = np.array([h.frame.angle for h in held]), self._axis_for(held[-1].frame)
+        measurements = [h.measured for h in held]
+        known = next((age for age, h in enumerate(reversed(held)) if h is self._newest), len(held))
+        return Window(
+            number=self._count,
+            angles=angles,
+            center=center,
+            measurements=measurements,
+            sinogram=self.projector.stack(measurements),
+            geometry=self.projector.geometry(angles, center),
+            fresh=known,
+            previous=self._previous,
+            iterations=self.iterations,
+        )
 
     def _axis_for(self, newest: Frame) -> float:
         columns = self.projector.columns
@@ -193,5 +221,7 @@ class Reconstruction:
             return []
         self._center = check_center(found, self.projector.columns)
         self._volume = self.projector.new_volume()
+        self._algorithm.restart()
+        self._newest, self._previous = None, 0
         search.announce(found, len(search.history))
         return search.history

@@ -1,6 +1,6 @@
 """The options of `ministream sirt`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -12,15 +12,37 @@ def _center(value: object) -> object:
     return value if value == "auto" else float(str(value))
 
 
+def _pairs(value: object) -> object:
+    """Return `key=value` texts, a list of them or one with spaces between, as a mapping."""
+    if isinstance(value, str):
+        value = value.split()
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(text).partition("=") for text in value]
+    if bad := [key for key, equals, _ in pairs if not equals]:
+        raise ValueError(f"{bad[0]!r} has no value: write {bad[0]}=VALUE")
+    return {key.strip(): text.strip() for key, _, text in pairs}
+
+
 Center = Annotated[float | Literal["auto"], BeforeValidator(_center)]
+Parameters = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 
 
 class SirtSettings(Settings):
-    """Reconstruct one slab while its projections arrive: sliding-window SIRT."""
+    """Reconstruct one slab while its projections arrive: sliding-window SIRT, or another algorithm."""
+
+    algorithm: str = option(
+        "sirt",
+        help="Name of an algorithm (`ministream algorithms` lists them), or a Python file, watched for edits.",
+        group="Algorithm",
+    )
+    parameter: Parameters = option(
+        {}, names="--parameters", help="Setting of the algorithm, key=value; may be repeated.", group="Algorithm"
+    )
 
     window_length: int = option(32, ge=1, help="Projections that are reconstructed together.", group="Window")
     window_step: int = option(1, ge=1, help="New projections per window.", group="Window")
-    window_iter: int = option(1, ge=1, help="SIRT updates per window.", group="Window")
+    window_iter: int = option(1, ge=1, help="Updates per window.", group="Window")
 
     center: Center = option(
         0.0, names="-c", help="Rotation axis, columns; 0 takes it from the stream, auto finds it.", group="Geometry"

@@ -9,7 +9,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -73,7 +73,7 @@ def run_guarded(
     """Load the settings, set up the logs and call `main`; what the user can mend becomes one line of log."""
     log.configure(name)
     try:
-        overrides = {key: value for key, value in given.items() if value is not None}
+        overrides = {key: value for key, value in given.items() if value is not None and value != []}
         settings = model.load(name, config=config, environment=os.environ, overrides=overrides)
         log.configure(name, level=settings.log_level, style=settings.log_format)
         return main(settings)
@@ -112,6 +112,17 @@ def _option(field: str, info: FieldInfo) -> inspect.Parameter:
         kind = bool | None
         names = [f"{name}/--no-{name[2:]}" if name.startswith("--") else name for name in names]
         shape = {"show_default": "on" if info.default else "off"}
+    if get_origin(_plain(info.annotation)) is dict:
+        kind = list[str] | None
+        shape = {"metavar": "KEY=VALUE", "show_default": False}
     declared = typer.Option(*names, help=info.description, rich_help_panel=extra.get("group"), **shape)
     keyword = inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(field, keyword, default=None, annotation=Annotated[kind, declared])
+
+
+def _plain(annotation: Any) -> Any:
+    """Return an option's type without `None` and what checks it."""
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    if get_origin(annotation) is Annotated or type(None) in get_args(annotation):
+        return _plain(kinds[0])
+    return annotation

@@ -4,6 +4,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import typer
+
 from aps_mini_apps.daq.settings import DaqSettings
 from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.quality.settings import QualitySettings
@@ -36,6 +38,20 @@ add_program(
     _late("aps_mini_apps.quality.program"),
     arguments={"image": "Reconstruction to judge.", "reference": "What to compare it with."},
 )
+
+
+@app.command("algorithms")
+def list_algorithms() -> None:
+    """List the algorithms of `ministream sirt --algorithm`, those of other installed packages included."""
+    catalogue = importlib.import_module("aps_mini_apps.sirt.algorithms.catalogue")
+    for name in catalogue.names():
+        try:
+            settings, text = catalogue.describe(name)
+        except ValueError as error:
+            settings, text = "", f"broken: {error}"
+        typer.echo(f"{name:<10} {text}")
+        if settings:
+            typer.echo(f"{'':<10} {settings}")
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from aps_mini_apps.geometry import check_center, partition_rows
 from aps_mini_apps.links.push import QUEUE_FRAMES
 from aps_mini_apps.sirt.projectors import make_projector
 from aps_mini_apps.sirt.settings import SirtSettings
+from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 from aps_mini_apps.sirt.writer import check_writable
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag, Stopped
@@ -113,6 +114,7 @@ class Plan:
         self.daq = self._load("daq", DaqSettings, self.for_daq())
         self._load("dist", DistSettings, self.for_dist({"endpoint": ANY_PORT, "synch": ANY_PORT}))
         self.sirt = self._load("sirt", SirtSettings, self.for_sirt(0, ANY_PORT))
+        choose_algorithm(self.sirt.algorithm, self.sirt.parameter)
 
     def check(self, source: Source) -> None:
         """Raise UserError for what does not fit the scan: too many workers, an axis outside the detector."""
@@ -203,6 +205,8 @@ class Plan:
         settings = self.settings
         given: dict[str, Any] = {
             "center": self.center,
+            "algorithm": settings.algorithm,
+            "parameter": settings.parameter,
             "window_length": settings.window_length,
             "window_step": settings.window_step,
             "window_iter": settings.window_iter,
@@ -245,6 +249,8 @@ class Plan:
             flag = name.replace("_", "-")
             if isinstance(value, bool):
                 given.append(f"--{flag}" if value else f"--no-{flag}")
+            elif isinstance(value, Mapping):
+                given += [f"--{flag}={key}={text}" for key, text in value.items()]
             else:
                 given.append(f"--{flag}={value}")
         return given

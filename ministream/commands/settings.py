@@ -6,7 +6,7 @@ file, its environment variables, its default.
 
 from typing import Literal
 
-from aps_mini_apps.sirt.settings import Center
+from aps_mini_apps.sirt.settings import Center, Parameters
 from ministream.base.settings import Settings, option
 
 
@@ -18,11 +18,20 @@ class RunSettings(Settings):
     center: Center | None = option(
         None, names="-c", help="Rotation axis, columns; auto (default) finds it first.", group="Reconstruction"
     )
+    algorithm: str | None = option(
+        None, help="sirt (default), another name, or a Python file, watched for edits.", group="Reconstruction"
+    )
+    parameter: Parameters | None = option(
+        None,
+        names="--parameters",
+        help="Setting of the algorithm, key=value; may be repeated.",
+        group="Reconstruction",
+    )
     window_length: int | None = option(
         None, ge=1, help="Projections reconstructed together (32).", group="Reconstruction"
     )
     window_step: int | None = option(None, ge=1, help="New projections per window (1).", group="Reconstruction")
-    window_iter: int | None = option(None, ge=1, help="SIRT updates per window (1).", group="Reconstruction")
+    window_iter: int | None = option(None, ge=1, help="Updates per window (1).", group="Reconstruction")
     write_freq: int | None = option(None, ge=1, help="Write every so many windows.", group="Reconstruction")
     backend: str | None = option(None, help="numba or numpy.", group="Reconstruction")
     thread: int | None = option(

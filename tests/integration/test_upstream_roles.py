@@ -26,8 +26,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from aps_mini_apps.batch import reconstruct_frames
 from aps_mini_apps.frames import Frame, FrameKind
-from aps_mini_apps.sirt.algorithm import sirt
 from aps_mini_apps.sirt.projectors import make_projector
+from tests.folding import sirt
 from tests.integration.conftest import Program, Start
 
 FREE = "tcp://127.0.0.1:*"

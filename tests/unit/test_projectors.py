@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aps_mini_apps.sirt.algorithm import sirt
 from aps_mini_apps.sirt.projectors import _kernels, make_projector
+from tests.folding import sirt
 
 BACKENDS = ("numpy", "numba")
 MODELS = ("exact", "joseph")
@@ -126,6 +126,28 @@ def test_what_no_ray_crosses_stays(backend):
     assert np.isfinite(projector.export_volume(volume)).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("model", MODELS)
+def test_pixels_outside_the_circle_are_no_part_of_the_matrix(backend, model):
+    columns = 9
+    offset = np.arange(columns) - 4
+    member = (offset[:, None] ** 2 + offset**2 <= (0.8 * columns / 2) ** 2).ravel()
+    projector = make_projector(backend, columns**2, columns, model=model, circle=0.8)
+    matrix = project(projector, np.eye(columns**2, dtype=np.float32).reshape(-1, columns, columns), ANGLES, 4.2)
+    expected = dense(columns, ANGLES, 4.2, model) * member
+    np.testing.assert_allclose(matrix.transpose(0, 2, 1), expected, atol=2e-4)
+    geometry = projector.geometry(ANGLES, 4.2)
+    ones = import_sinogram(projector, np.ones((len(ANGLES), columns**2, columns), np.float32))
+    volume = projector.new_volume()
+    projector.add_back(volume, projector.residual(volume, ones, geometry), geometry)
+    image = projector.export_volume(volume)[0].ravel()
+    norms = (expected**2).sum(axis=2)
+    change = np.einsum("arp,ar->p", expected, np.divide(1, norms, where=norms > 1e-6, out=np.zeros_like(norms)))
+    sums = expected.sum(axis=(0, 1))
+    np.testing.assert_allclose(image, np.divide(change, sums, where=member, out=np.zeros_like(sums)), rtol=2e-3)
+    assert not image[~member].any()
+
+
 GEOMETRY = {
     "slices": st.sampled_from([1, 3, 17, 40]),
     "columns": st.integers(2, 45),
@@ -134,18 +156,20 @@ GEOMETRY = {
     ),
     "share": st.floats(0.01, 0.99),  # of the detector, left of the axis
     "model": st.sampled_from(MODELS),
+    "circle": st.none() | st.floats(0.1, 1.5),
     "seed": st.integers(0, 1000),
 }
 
 
 @settings(deadline=None, max_examples=40)
 @given(**GEOMETRY)
-def test_compiled_projections_are_adjoint(slices, columns, angles, share, model, seed):
-    projector = make_projector("numba", slices, columns, model=model)
+def test_compiled_projections_are_adjoint(slices, columns, angles, share, model, circle, seed):
+    projector = make_projector("numba", slices, columns, model=model, circle=circle)
     rng = np.random.default_rng(seed)
     x, y = rng.random((slices, columns, columns), np.float32), rng.random((len(angles), slices, columns), np.float32)
     geometry = projector.geometry(angles, share * columns)
     volume, sinogram = projector.import_volume(x), import_sinogram(projector, y)
+    x = projector.export_volume(volume)  # 0 outside the circle
     forward = projector.export_sinogram(projector.forward(volume, geometry)).astype(np.float64)
     back = projector.export_volume(projector.back(sinogram, geometry)).astype(np.float64)
     scale = np.linalg.norm(forward) * np.linalg.norm(y)
@@ -154,12 +178,12 @@ def test_compiled_projections_are_adjoint(slices, columns, angles, share, model,
 
 @settings(deadline=None, max_examples=40)
 @given(**GEOMETRY, norm=st.sampled_from(["squared", "plain"]))
-def test_compiled_equals_reference(slices, columns, angles, share, model, seed, norm):
+def test_compiled_equals_reference(slices, columns, angles, share, model, circle, seed, norm):
     center = share * columns
     image = np.random.default_rng(seed).random((slices, columns, columns), np.float32)
     results = []
     for backend in BACKENDS:
-        projector = make_projector(backend, slices, columns, model=model, norm=norm)
+        projector = make_projector(backend, slices, columns, model=model, norm=norm, circle=circle)
         geometry = projector.geometry(angles, center)
         sinogram = projector.forward(projector.import_volume(image), geometry)
         volume = projector.new_volume()
@@ -210,6 +234,8 @@ def test_what_does_not_exist_is_refused():
         make_projector("numpy", 1, 8, norm="l2")
     with pytest.raises(ValueError, match="at least one slice"):
         make_projector("numpy", 0, 8)
+    with pytest.raises(ValueError, match="circle of 0 of"):
+        make_projector("numpy", 1, 8, circle=0.0)
 
 
 def test_offsets_that_need_more_than_32_bits_are_refused():
@@ -223,7 +249,6 @@ def test_warm_up_compiles_all_that_is_called():
     projector.warm_up()
     kernels = (
         _kernels.trace_rays,
-        _kernels.sum_columns,
         _kernels.fill_residual,
         _kernels.add_back,
         _kernels.sum_squares,

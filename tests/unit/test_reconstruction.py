@@ -47,6 +47,11 @@ def test_more_iterations_explain_more(scan: list[Frame]) -> None:
     assert misfits[0] > misfits[1] > misfits[2]
 
 
+def test_no_iteration_is_refused() -> None:
+    with pytest.raises(ValueError, match="iterations"):
+        make(iterations=0)
+
+
 def test_both_back_ends_make_the_same_volume(scan: list[Frame]) -> None:
     volumes = []
     for backend in ("numba", "numpy"):
