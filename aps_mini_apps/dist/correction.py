@@ -1,8 +1,8 @@
 """From detector counts to line integrals: `-log((I - dark) / (flat - dark))`, with bad pixels mended. No I/O.
 
 What follows from the flats and darks alone is worked out once per change of either set, so that a projection
-costs a handful of passes over one float32 buffer. Every row is treated by itself: a slab of rows comes out
-bit for bit as the same rows of the whole frame.
+costs one pass of compiled code (`_correction_kernels`), on as many threads as `numba.get_num_threads()`. Every row is
+treated by itself: a slab of rows comes out bit for bit as the same rows of the whole frame, in either layout.
 
 A pixel is invalid where its value is not finite, where no light is left (transmission <= 0: no logarithm), or
 where the flats and darks show that it never responds: dead, saturated, or stuck. Its value is interpolated
@@ -11,10 +11,18 @@ the middle of a dense sample draws a streak through the whole slice.) Line integ
 noise in air lies on both sides of zero, and cutting one side off would bias the mean.
 """
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
+from aps_mini_apps.compiling import one_at_a_time
+
 Pixels = npt.NDArray[np.generic]
+
+PIXEL_TYPES = ("uint16", "uint8", "float32")
+"""Types of pixels that are read as they come."""
 
 RESPONDS = 0.01
 """A pixel whose flat rises above its dark by less than this part of its row's median does not respond.
@@ -34,7 +42,7 @@ class Correction:
     minus_log
         Return line integrals; without, transmissions.
     remove_invalids
-        Interpolate invalid pixels; without, they stay as they are (NaN or infinite).
+        Interpolate invalid pixels; without, they are NaN, or with `minus_log` off what they are.
     """
 
     def __init__(self, *, normalize: bool = True, minus_log: bool = True, remove_invalids: bool = True) -> None:
@@ -73,36 +81,43 @@ class Correction:
         self._constants = None
 
     def line_integrals(self, pixels: Pixels, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
-        """Return the line integrals (rows, columns), float32, of a projection of any real dtype.
+        """Return the line integrals, float32, of a projection (rows, columns) of any real dtype.
 
-        `out` (float32, same shape; may be `pixels` itself) receives them if given. The same frames in the
-        same order give the same bits.
+        Parameters
+        ----------
+        pixels
+            Counts, or transmissions without `normalize`. Types that are neither uint8, uint16 nor float32 are rounded
+            to float32 first.
+        out
+            Receives them, if given: (rows, columns), which may be `pixels` itself, or the layout of a window,
+            (slabs, columns, lanes), C order: row k is lane `k % lanes` of slab `k // lanes`, lanes without one are 0.
+
+        Returns
+        -------
+        out
+            The same frames in the same order give the same bits.
 
         Raises
         ------
         ValueError
-            If flats or darks are missing, show no light anywhere, or have another shape than the projection.
+            If flats or darks are missing, show no light anywhere, or have another shape than the projection, or `out`
+            is too small.
         """
         out = np.empty(pixels.shape, np.float32) if out is None else out
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            if self._normalize:
-                dark, scale = self._prepared(pixels.shape)
-                np.subtract(pixels, dark, out=out)
-                np.multiply(out, scale, out=out)
-            else:
-                out[...] = pixels
-            if self._minus_log:
-                np.log(out, out=out)
-                np.negative(out, out=out)
+        _check_fits(pixels.shape, out.shape)
+        invalid = np.zeros(len(pixels), np.int64)
+        fill = _kernel(_pixel_type(pixels.dtype), out.ndim)
+        fill(_readable(pixels), *self._prepared(pixels.shape), self._minus_log, self._remove_invalids, out, invalid)
         if self._remove_invalids:
-            if not self._minus_log:
-                np.copyto(out, np.nan, where=out <= 0)
-            self._invalid += interpolate_invalid(out)
+            self._invalid += int(invalid.sum())
         return out
 
     def _prepared(self, shape: tuple[int, ...]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return the dark and 1 / (flat - dark), NaN where the pixel does not respond."""
-        if self._constants is None:
+        if not self._normalize:
+            if self._constants is None or self._constants[0].shape != shape:
+                self._constants = np.zeros(shape, np.float32), np.ones(shape, np.float32)
+        elif self._constants is None:
             self._constants = _constants(self._flat, self._dark)
         if self._constants[0].shape != shape:
             raise ValueError(f"a projection of shape {shape} cannot be corrected by flats and darks of shape "
@@ -150,26 +165,40 @@ def _constants(flats: _FrameMean, darks: _FrameMean) -> tuple[npt.NDArray[np.flo
     return np.nan_to_num(dark).astype(np.float32), scale
 
 
-def interpolate_invalid(image: npt.NDArray[np.float32]) -> int:
-    """Replace what is not finite in `image` (rows, columns), in place, and return how many pixels that were.
+def _check_fits(frame: tuple[int, ...], out: tuple[int, ...]) -> None:
+    rows, columns = frame
+    fits = out == frame if len(out) == 2 else len(out) == 3 and out[1] == columns and out[0] * out[2] >= rows
+    if not fits:
+        raise ValueError(f"a projection of {rows} rows and {columns} columns does not fit into an array of {out}")
 
-    Values are interpolated linearly along the row between the nearest finite ones, or are those of the
-    nearest one at a row's ends; a row without a finite value becomes 0.
-    """
-    row, column = np.nonzero(~np.isfinite(image))
-    if row.size == 0:
-        return 0
-    # Neighbouring invalid pixels form a run, whose ends lie beside the nearest valid columns.
-    begins = np.r_[True, (np.diff(row) != 0) | (np.diff(column) != 1)]
-    run = np.cumsum(begins) - 1
-    first = column[begins]
-    last = column[np.r_[np.flatnonzero(begins)[1:] - 1, row.size - 1]]
-    width = image.shape[1]
-    left, right = first[run] - 1, last[run] + 1
-    no_left, no_right = left < 0, right >= width
-    a = image[row, np.where(no_left, np.minimum(right, width - 1), left)]
-    b = image[row, np.where(no_right, np.maximum(left, 0), right)]
-    a[no_left & no_right] = b[no_left & no_right] = 0.0
-    weight = ((column - left) / (right - left)).astype(np.float32)
-    image[row, column] = a + (b - a) * weight
-    return int(row.size)
+
+def _pixel_type(dtype: np.dtype[np.generic]) -> str:
+    """Return the type that the compiled code reads pixels of `dtype` as."""
+    return dtype.name if dtype.name in PIXEL_TYPES and dtype.isnative else "float32"
+
+
+def _readable(pixels: Pixels) -> Pixels:
+    """Return `pixels` as the one kind of array that code is compiled for: in C order, aligned, and read-only."""
+    view = np.require(pixels, _pixel_type(pixels.dtype), "CA").view()
+    view.flags.writeable = False
+    return view
+
+
+def warm_up(dimensions: int = 2) -> None:
+    """Compile, or load from Numba's cache, all that corrections into an array of 2 or 3 dimensions call."""
+    for pixel_type in PIXEL_TYPES:
+        _kernel(pixel_type, dimensions)
+
+
+@functools.cache
+def _kernel(pixel_type: str, dimensions: int) -> Callable[..., None]:
+    """Return the compiled loop for pixels of a type and an output of 2 or 3 dimensions, after one call of it."""
+    # Imported here: Numba takes a second to load.
+    from aps_mini_apps.dist import _correction_kernels as kernels
+
+    fill: Callable[..., None] = kernels.correct_rows if dimensions == 2 else kernels.correct_slabs
+    one = np.ones((1, 1), np.float32)
+    with one_at_a_time():
+        fill(_readable(np.ones((1, 1), pixel_type)), one, one, True, True, np.ones((1,) * dimensions, np.float32),
+             np.zeros(1, np.int64))  # fmt: skip
+    return fill

@@ -1,13 +1,15 @@
 """`ministream dist`: receive frames, correct them, share their rows out among the workers."""
 
 import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from aps_mini_apps.dist.correction import Correction
+from aps_mini_apps.compiling import use_threads
+from aps_mini_apps.dist.correction import Correction, warm_up
 from aps_mini_apps.dist.distributor import Distributor
 from aps_mini_apps.dist.outputs import Outputs, PushOutputs, TmqOutputs
 from aps_mini_apps.dist.settings import DistSettings
@@ -29,6 +31,8 @@ def main(settings: DistSettings) -> int:
     """Run until the scan has ended and every worker has been told so."""
     stop = StopFlag().install()
     _warn(settings)
+    # Beside the waiting for workers and flats: the first start compiles for some seconds, later ones load.
+    threading.Thread(target=warm_up, name="compiler").start()
     with ExitStack() as stack:
         outputs = stack.enter_context(_open_outputs(settings, stop))
         publisher = None
@@ -134,6 +138,8 @@ class _Session:
         self.first: Frame | None = None
 
     def run(self) -> None:
+        if (used := use_threads(self.settings.thread)) < self.settings.thread:
+            self.log.warning("fewer threads than asked for", asked=self.settings.thread, used=used)
         began, pulse = time.monotonic(), Pulse()
         for projection in self._corrected():
             self._send(projection)

@@ -37,6 +37,7 @@ class DistSettings(Settings):
     remove_invalids: bool = option(True, help="Replace pixels that hold no measurement.", group="Correction")
     remove_stripes: bool = option(False, help="Subtract stripes, estimated over the angles seen.", group="Correction")
     stripe_warm_up: int = option(16, ge=1, help="Projections held until stripes can be told.", group="Correction")
+    thread: int = option(1, names="-t --threads", ge=1, help="Threads of the correction.", group="Correction")
     degree_to_radian: bool = option(
         True,
         help="Angles come in degrees; --no- passes them on as they are (the old distributor's default).",

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numba
 import numpy as np
 
+from aps_mini_apps.compiling import use_threads
 from aps_mini_apps.frames import Frame, FrameKind, RowRange, Volume
 from aps_mini_apps.geometry import check_center
 from aps_mini_apps.links import FrameReceiver
@@ -36,7 +37,8 @@ def main(settings: SirtSettings) -> int:
     """Run until the scan has ended; the last window is always written."""
     stop = StopFlag().install()
     check_writable(Path(settings.recon_output_dir))
-    _use_threads(settings.thread)
+    if (used := use_threads(settings.thread)) < settings.thread:
+        get_logger().warning("fewer threads than asked for", asked=settings.thread, used=used)
     algorithm = choose_algorithm(settings.algorithm, settings.parameter)
     with ExitStack() as stack:
         stack.enter_context(_warnings_in_log())
@@ -57,13 +59,6 @@ def main(settings: SirtSettings) -> int:
         except ValueError as error:  # the mathematics says what is wrong with the scan or the options
             raise UserError(str(error)) from error
     return 0
-
-
-def _use_threads(wanted: int) -> None:
-    available = numba.config.NUMBA_NUM_THREADS
-    if wanted > available:
-        get_logger().warning("fewer threads than asked for", asked=wanted, used=available)
-    numba.set_num_threads(min(wanted, available))
 
 
 @contextmanager

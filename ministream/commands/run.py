@@ -19,6 +19,7 @@ from aps_mini_apps.daq.phantom import PhantomSource
 from aps_mini_apps.daq.program import make_scan_name, open_source
 from aps_mini_apps.daq.settings import DaqSettings
 from aps_mini_apps.daq.sources import Source
+from aps_mini_apps.dist import correction
 from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.geometry import check_center, partition_rows
 from aps_mini_apps.links.push import QUEUE_FRAMES
@@ -149,6 +150,7 @@ class Plan:
         """Have the kernels compiled before the scan begins: the workers then load them from Numba's cache."""
         began, sirt = time.monotonic(), self.sirt
         slices = -(-source.rows // self.workers)
+        correction.warm_up()
         make_projector(sirt.backend, slices, source.columns, model=sirt.model, norm=sirt.norm).warm_up()
         get_logger().info("kernels ready", backend=sirt.backend, seconds=round(time.monotonic() - began, 2))
 

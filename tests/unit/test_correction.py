@@ -1,12 +1,13 @@
 """Flat and dark correction: values by hand, bad pixels, and the same bits whatever the way."""
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from aps_mini_apps.dist.correction import Correction, interpolate_invalid
+from aps_mini_apps.dist.correction import Correction
 
 
 def corrected_by(flat=1000, dark=100, shape=(3, 8), **options):
@@ -175,22 +176,102 @@ def test_shapes_that_disagree_are_refused():
         correction.line_integrals(np.ones((3, 8)))
 
 
+def within_the_row(image):
+    """Replace NaN along each row, as NumPy interpolates."""
+    for row in image:
+        bad = np.isnan(row)
+        row[bad] = 0.0 if bad.all() else np.interp(np.flatnonzero(bad), np.flatnonzero(~bad), row[~bad])
+    return image
+
+
+BELOW = st.floats(-9, 0, width=32)
+NOT_FINITE = st.sampled_from([np.nan, np.inf, -np.inf])
+
+
 @settings(deadline=None)
 @given(
     npst.arrays(
         np.float32,
         npst.array_shapes(min_dims=2, max_dims=2, max_side=12),
-        elements=st.one_of(st.floats(-9, 9, width=32), st.sampled_from([np.nan, np.inf, -np.inf])),
+        elements=st.one_of(st.floats(0.125, 9, width=32), BELOW, NOT_FINITE),
     )
 )
-def test_interpolation_is_numpys_row_by_row(image):
-    expected = image.copy()
-    for row in expected:
-        bad = ~np.isfinite(row)
-        if bad.all():
-            row[:] = 0
-        else:
-            row[bad] = np.interp(np.flatnonzero(bad), np.flatnonzero(~bad), row[~bad])
-    count = np.count_nonzero(~np.isfinite(image))
-    assert interpolate_invalid(image) == count
-    np.testing.assert_allclose(image, expected, atol=1e-5)
+def test_invalid_pixels_are_interpolated_as_numpy_does_it_row_by_row(image):
+    valid = np.isfinite(image) & (image > 0)
+    expected = within_the_row(np.where(valid, image, np.nan))
+    correction = Correction(normalize=False, minus_log=False)
+    np.testing.assert_allclose(correction.line_integrals(image), expected, atol=1e-5)
+    assert correction.invalid == np.count_nonzero(~valid)
+
+
+@settings(deadline=None)
+@given(npst.arrays(np.float32, 40, elements=st.floats(2.0**-126, float(np.finfo(np.float32).max), width=32)))
+def test_the_logarithm_is_right_to_the_last_places(numbers):
+    near_one = 1 + numbers[:20] / numbers[20:].max().clip(numbers.max()) / 8
+    for values in (numbers, near_one.astype(np.float32)):
+        exact = -np.log(values.astype(np.float64))
+        out = Correction(normalize=False).line_integrals(values[None])[0]
+        assert (abs(out - exact) <= 2 * np.spacing(abs(exact).astype(np.float32))).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    dtype=st.sampled_from([np.uint8, np.uint16, np.float32, np.int32]),
+    rows=st.integers(1, 40),
+    columns=st.sampled_from([1, 7, 128, 131, 300]),
+    seed=st.integers(0, 1000),
+)
+def test_frames_are_minus_log_of_their_transmission_in_float64(dtype, rows, columns, seed):
+    random = np.random.default_rng(seed)
+    flats, darks, counts = (
+        random.integers(low, high, (rows, columns)).astype(dtype) for low, high in ((150, 255), (0, 30), (5, 255))
+    )
+    correction = Correction()
+    correction.add_flat(flats)
+    correction.add_dark(darks)
+    light, flat = counts.astype(np.float64) - darks, flats.astype(np.float64) - darks
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = within_the_row(np.where(light > 0, -np.log(light / flat), np.nan))
+    np.testing.assert_allclose(correction.line_integrals(counts), expected, rtol=1e-6, atol=2e-7)
+    assert correction.invalid == np.count_nonzero(light <= 0)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 16, 32])
+@pytest.mark.parametrize("options", [{}, {"minus_log": False}, {"remove_invalids": False}], ids=str)
+def test_the_window_layout_holds_the_same_bits(lanes, options):
+    random = np.random.default_rng(3)
+    correction = Correction(**options)
+    correction.add_flat(np.full((37, 300), 60000, np.uint16))
+    correction.add_dark(random.integers(0, 200, (37, 300), dtype=np.uint16))
+    counts = random.integers(100, 65000, (37, 300), dtype=np.uint16)
+    counts[5] = counts[9, 290:] = counts[36, :140] = 0
+    rows = correction.line_integrals(counts)
+    slabs = -(-37 // lanes)
+    window = correction.line_integrals(counts, out=np.full((slabs, 300, lanes), 5, np.float32))
+    plain = window.transpose(0, 2, 1).reshape(slabs * lanes, 300)
+    np.testing.assert_array_equal(plain[:37], rows)
+    assert not plain[37:].any()
+
+
+def test_threads_and_the_way_pixels_lie_in_memory_do_not_change_a_bit():
+    random = np.random.default_rng(4)
+    counts = random.integers(0, 60000, (50, 77), dtype=np.uint16)
+    correction = corrected_by(60000, 30, counts.shape)
+    received = np.frombuffer(b"x" + counts.tobytes(), np.uint16, offset=1).reshape(counts.shape)
+    assert not received.flags.writeable
+    assert not received.flags.aligned
+    results = []
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(threads)
+        try:
+            results += [correction.line_integrals(frame) for frame in (counts, np.asfortranarray(counts), received)]
+        finally:
+            numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("shape", [(3, 9), (2, 8), (1, 8, 2), (3, 9, 1), (24,)])
+def test_an_output_of_another_size_is_refused(shape):
+    with pytest.raises(ValueError, match="does not fit into an array"):
+        corrected_by().line_integrals(np.ones((3, 8)), out=np.empty(shape, np.float32))
