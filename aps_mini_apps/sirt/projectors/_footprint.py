@@ -29,6 +29,17 @@ _FIELDS = ("cos", "sin", "first", "peak", "top", "fall", "spacing", "origin", "p
 _DTYPE = np.dtype([(name, np.float64) for name in _FIELDS] + [("by_rows", np.int64)], align=True)
 
 
+def in_circle(columns: int, circle: float | None) -> npt.NDArray[np.bool_]:
+    """Return which pixels (rows, columns) have their middle in the circle around the image's: all if None.
+
+    `circle` is its diameter as a share of the detector's width.
+    """
+    if circle is None:
+        return np.ones((columns, columns), np.bool_)
+    offset = np.arange(columns) - (columns - 1) / 2
+    return np.asarray(np.hypot(offset[:, None], offset) <= circle * columns / 2)
+
+
 def footprints(angles: npt.ArrayLike, center: float, columns: int, model: Model) -> npt.NDArray[np.void]:
     """Return what each angle says about rays and pixels, one record per angle.
 

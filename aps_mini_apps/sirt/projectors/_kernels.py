@@ -24,9 +24,12 @@ from aps_mini_apps.sirt.projectors._footprint import NEGLIGIBLE
 from aps_mini_apps.sirt.projectors._vectors import (
     TABLE_LANES,
     counting,
+    inverse,
     item,
     keep,
     load,
+    load_floats,
+    load_integers,
     maximum,
     minimum,
     store,
@@ -121,81 +124,70 @@ def _pixel_taps(angle, row, column):
 
 
 @njit(**_SMALL)
-def _span(angle, ray, size):
-    """Return the steps (first, one past the last) at which a ray runs over the image or its border."""
-    start = (angle.origin + ray * angle.pitch) / (1 << POSITION_BITS)
-    slope = angle.slope / (1 << POSITION_BITS)
+def _across_image(start, slope, size):
+    """Return the first and last step (fractions) between the borders left and right of the image."""
     low, high = -1.0 + EDGE, size - EDGE
     if slope == 0.0:
-        return (0, size) if low < start < high else (0, 0)
+        return (0.0, size - 1.0) if low < start < high else (0.0, -1.0)
     enter, leave = (low - start) / slope, (high - start) / slope
-    if slope < 0.0:
-        enter, leave = leave, enter
-    first = math.ceil(min(max(enter, 0.0), float(size)))
-    last = math.floor(min(max(leave, -1.0), size - 1.0))
+    return (enter, leave) if slope > 0.0 else (leave, enter)
+
+
+@njit(**_SMALL)
+def _across_circle(start, slope, size, radius):
+    """Return the first and last step (fractions) at which a ray has pixels of a circle next to it."""
+    middle = (size - 1) / 2
+    offset, square = start + middle * slope - middle, 1.0 + slope * slope
+    chord = (radius + BORDER) ** 2 * square - offset * offset
+    if chord <= 0.0:
+        return 0.0, -1.0
+    half = math.sqrt(chord)
+    return middle - (offset * slope + half) / square, middle - (offset * slope - half) / square
+
+
+@njit(**_SMALL)
+def _span(angle, ray, size, radius):
+    """Return the steps (first, one past the last) at which a ray runs over the image, its circle or its border."""
+    start = (angle.origin + ray * angle.pitch) / (1 << POSITION_BITS)
+    slope = angle.slope / (1 << POSITION_BITS)
+    enter, leave = _across_image(start, slope, size)
+    enter_circle, leave_circle = _across_circle(start, slope, size, radius)
+    first = math.ceil(min(max(enter, enter_circle, 0.0), float(size)))
+    last = math.floor(max(min(leave, leave_circle, size - 1.0), -1.0))
     return first, max(first, last + 1)
 
 
 @njit(**_SMALL)
-def _row_norm(angle, ray, first, end, size, squared):
-    """Return the sum of a ray's lengths, or of their squares."""
-    lanes = counting()
-    last = np.int32(size - 1)
+def _row_norm(angle, ray, first, end, inside, squared):
+    """Return the sum of a ray's lengths, or of their squares, over the pixels `inside`."""
+    lanes, one = counting(), np.int32(1)
     sums = table_zeros()
     for step in range(first, end, TABLE_LANES):
         pixel, below, above = _ray_taps(angle, angle.origin + ray * angle.pitch + step * angle.slope)
-        below = keep(below, pixel, np.int32(0), last)
-        above = keep(above, pixel, np.int32(-1), last - np.int32(1))
+        low, high = load_integers(inside, step), load_integers(inside, inside.shape[1] + step)
+        below = keep(below, pixel, low, high)
+        above = keep(above, pixel + one, low, high)
         lengths = below * below + above * above if squared else below + above
         sums = sums + keep(lengths, lanes, np.int32(0), np.int32(end - 1 - step))
     return total(sums)
 
 
-@njit(**_SMALL)
-def _inverse(norm):
-    return np.float32(1.0) / norm if norm > np.float32(NEGLIGIBLE) else np.float32(0.0)
-
-
 @njit(**_PARALLEL)
-def trace_rays(angles, squared, spans, weights):
-    """Fill `spans` (angles, columns, 2) with each ray's steps, and `weights` (angles, columns) with 1 / row norm."""
+def trace_rays(angles, inside, radius, squared, spans, weights):
+    """Fill `spans` (angles, columns, 2) with each ray's steps, and `weights` (angles, columns) with 1 / row norm.
+
+    `inside` (2, columns and more) holds the first and last pixel of each row that takes part, within `radius`.
+    """
     count, size = weights.shape
     blocks = (size + RAYS - 1) // RAYS
     for job in prange(count * blocks):
         index, block = _unravel(job, blocks)
         angle = angles[index]
         for ray in range(block * RAYS, min(size, (block + 1) * RAYS)):
-            first, end = _span(angle, ray, size)
+            first, end = _span(angle, ray, size, radius)
             spans[index, ray, 0], spans[index, ray, 1] = first, end
-            weights[index, ray] = _inverse(_row_norm(angle, ray, first, end, size, squared))
-
-
-@njit(**_SMALL)
-def _sum_of_lengths(angle, row, column, size):
-    """Return what 16 pixels of a row give to one projection: rays that miss the detector don't count."""
-    ray, below, above = _pixel_taps(angle, row, column)
-    last = np.int32(size - 1)
-    return keep(below, ray, np.int32(0), last) + keep(above, ray, np.int32(-1), last - np.int32(1))
-
-
-@njit(**_LOOP)
-def _sum_row(angles, row, weights):
-    size = weights.shape[0]
-    sums = np.empty(TABLE_LANES, np.float32)
-    for column in range(0, size, TABLE_LANES):
-        lengths = table_zeros()
-        for index in range(len(angles)):
-            lengths = lengths + _sum_of_lengths(angles[index], row, column, size)
-        store(sums, 0, lengths)
-        for lane in range(min(TABLE_LANES, size - column)):
-            weights[row, column + lane] = _inverse(sums[lane])
-
-
-@njit(**_PARALLEL)
-def sum_columns(angles, weights):
-    """Fill `weights` (rows, columns) with 1 / the sum of the lengths of all rays in each pixel."""
-    for row in prange(weights.shape[0]):
-        _sum_row(angles, row, weights)
+            norm = _row_norm(angle, ray, first, end, inside, squared)
+            weights[index, ray] = np.float32(1.0) / norm if norm > np.float32(NEGLIGIBLE) else np.float32(0.0)
 
 
 # -------------------------------------------------------------------------------------------------- forward
@@ -221,9 +213,13 @@ def _walk(volume, offsets, below, above, first, last, across, ray_sum):
 
 
 @njit(**_SMALL)
-def _walk_band(volume, angle, spans, rays, step, offsets, below, above, sums):
-    """Add one band of `volume` (steps `step` and following) to the sums of `rays` at one angle."""
-    vector = width(volume)
+def _walk_band(volume, angle, spans, rays, step, across_rows, tables, sums):
+    """Add one band of `volume` (steps `step` and following) to the sums of `rays` at one angle.
+
+    With `across_rows` (first, one past the last; else None) only these rows count for rays that walk by columns.
+    """
+    vector, one = width(volume), np.int32(1)
+    offsets, below, above = tables
     along, across = vector, volume.shape[1] * vector
     if angle.by_rows:
         along, across = across, along
@@ -233,6 +229,9 @@ def _walk_band(volume, angle, spans, rays, step, offsets, below, above, sums):
         block_end = min(rays[1], block + RAYS)
         for ray in range(block, block_end):
             pixel, near, far = _ray_taps(angle, band_start + ray * angle.pitch)
+            if across_rows is not None:
+                top, last = np.int32(across_rows[0]), np.int32(across_rows[1] - 1)
+                near, far = keep(near, pixel, top, last), keep(far, pixel + one, top, last)
             entry = (ray - block) * TABLE_LANES
             store(offsets, entry, pixel * np.int32(across) + steps)
             store(below, entry, near)
@@ -266,12 +265,12 @@ def _weigh(measured, weights, rays, sums):
 def _residual_block(volume, sinogram, angles, spans, weights, block, rays, out):
     """Fill `out` for the angles of `block` and the rays of `rays`."""
     size = RAYS * TABLE_LANES
-    offsets, below, above = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    tables = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
     for index in range(block[0], block[1]):
         _clear(out[index], rays)
     for step in range(0, sinogram.shape[1], STEPS):
         for index in range(block[0], block[1]):
-            _walk_band(volume, angles[index], spans[index], rays, step, offsets, below, above, out[index])
+            _walk_band(volume, angles[index], spans[index], rays, step, None, tables, out[index])
     for index in range(block[0], block[1]):
         _weigh(sinogram[index], weights[index], rays, out[index])
 
@@ -294,9 +293,13 @@ def fill_residual(volume, sinogram, angles, spans, weights, rays_per_job, out):
 
 
 @njit(**_SMALL)
-def _tabulate_row(angles, row, column, size, vector, stride, offsets, below, above):
-    """Fill the tables with the bins and weights of 16 pixels of one row, angle by angle."""
+def _tabulate_row(angles, row, column, size, vector, stride, offsets, below, above, lengths, sum_up):
+    """Fill the tables with the bins and weights of 16 pixels of one row, angle by angle.
+
+    Return `lengths` plus those of the rays within the detector, if asked to `sum_up`.
+    """
     first_bin, last_bin = np.int32(-BINS_BEFORE), np.int32(size + BINS_AFTER - 2)
+    none, one, last_ray = np.int32(0), np.int32(1), np.int32(size - 1)
     for index in range(len(angles)):
         bins, near, far = _pixel_taps(angles[index], row, column)
         inside = maximum(first_bin, minimum(last_bin, bins))
@@ -304,6 +307,9 @@ def _tabulate_row(angles, row, column, size, vector, stride, offsets, below, abo
         store(offsets, entry, inside * np.int32(vector) + np.int32(index * stride + BINS_BEFORE * vector))
         store(below, entry, near)
         store(above, entry, far)
+        if sum_up:
+            lengths = lengths + (keep(near, bins, none, last_ray) + keep(far, bins + one, none, last_ray))
+    return lengths
 
 
 @njit(**_SMALL)
@@ -331,15 +337,28 @@ def _change_pixel(volume, place, weight, gathered):
 
 
 @njit(**_SMALL)
-def _pass_tile(volume, residual, angles, weights, relaxation, tile, offsets, below, above, sums, is_first, is_last):
+def _pass_tile(volume, residual, angles, inside, weights, weigh, relaxation, tile, tables, sums, is_first, is_last):
     """Gather what some of the angles give to a tile; the last pass updates the volume and returns the change."""
     vector = width(volume)
+    offsets, below, above = tables
     top, bottom, left_edge, right_edge = tile
-    size = weights.shape[1]
+    size = len(weights)
     squares = zeros(volume)
     for row in range(top, bottom):
-        _tabulate_row(angles, row, left_edge, size, vector, residual.shape[1] * vector, offsets, below, above)
-        for column in range(left_edge, right_edge, 2):
+        first, end = max(left_edge, inside[0, row]), min(right_edge, inside[1, row] + 1)
+        if first >= end:
+            continue
+        row_weights = row * weights.shape[1]
+        lengths = load_floats(weights, row_weights + left_edge)
+        lengths = _tabulate_row(
+            angles, row, left_edge, size, vector, residual.shape[1] * vector, offsets, below, above, lengths, weigh
+        )
+        if weigh:
+            if is_last:
+                lengths = inverse(lengths, np.float32(NEGLIGIBLE))
+                lengths = keep(lengths, counting() + np.int32(left_edge), np.int32(first), np.int32(end - 1))
+            store(weights, row_weights + left_edge, lengths)
+        for column in range(left_edge + ((first - left_edge) & -2), end, 2):
             lane = column - left_edge
             spot = ((row - top) * TILE_COLUMNS + lane) * vector
             left, right = zeros(volume), zeros(volume)
@@ -348,9 +367,9 @@ def _pass_tile(volume, residual, angles, weights, relaxation, tile, offsets, bel
             left, right = _gather_pair(residual, offsets, below, above, lane, len(angles), left, right)
             if is_last:
                 place = ((row + BORDER) * volume.shape[1] + column + BORDER) * vector
-                squares = squares + _change_pixel(volume, place, relaxation * weights[row, column], left)
+                squares = squares + _change_pixel(volume, place, relaxation * item(weights, row_weights + column), left)
                 if column + 1 < right_edge:
-                    weight = relaxation * weights[row, column + 1]
+                    weight = relaxation * item(weights, row_weights + column + 1)
                     squares = squares + _change_pixel(volume, place + vector, weight, right)
             else:
                 store(sums, spot, left)
@@ -359,10 +378,10 @@ def _pass_tile(volume, residual, angles, weights, relaxation, tile, offsets, bel
 
 
 @njit(**_LOOP)
-def _add_tile(volume, residual, angles, weights, relaxation, tile, change):
+def _add_tile(volume, residual, angles, inside, weights, weigh, relaxation, tile, change):
     """Update one tile of `volume`; put the sum of its squared changes into `change`."""
     size = ANGLES_PER_PASS * TABLE_LANES
-    offsets, below, above = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    tables = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
     sums = np.empty(TILE_ROWS * TILE_COLUMNS, volume.dtype)
     count = len(angles)
     for start in range(0, count, ANGLES_PER_PASS):
@@ -371,12 +390,12 @@ def _add_tile(volume, residual, angles, weights, relaxation, tile, change):
             volume,
             residual[start:end],
             angles[start:end],
+            inside,
             weights,
+            weigh,
             relaxation,
             tile,
-            offsets,
-            below,
-            above,
+            tables,
             sums,
             start == 0,
             end == count,
@@ -385,20 +404,111 @@ def _add_tile(volume, residual, angles, weights, relaxation, tile, change):
 
 
 @njit(**_PARALLEL)
-def add_back(volume, residual, angles, weights, relaxation, changes):
+def add_back(volume, residual, angles, inside, weights, weigh, relaxation, changes):
     """Add `relaxation` * `weights` * the back projection of `residual` to `volume`, tile by tile.
 
-    `changes` [slab][tile] takes the sum of the squared changes, one vector per tile.
+    `weights` (rows, columns and more) are 1 / the sum of the lengths of all rays in a pixel, 0 for pixels that are not
+    `inside`. With `weigh` they are zeros and filled here, since the lengths are at hand. `changes` [slab][tile] takes
+    the sum of the squared changes, one vector per tile.
     """
     size = weights.shape[0]
     across = (size + TILE_COLUMNS - 1) // TILE_COLUMNS
     tiles = changes.shape[1]
-    for job in prange(changes.shape[0] * tiles):
-        slab, tile = _unravel(job, tiles)
+    for tile in prange(tiles):
         row, column = _unravel(tile, across)
         row, column = row * TILE_ROWS, column * TILE_COLUMNS
         edges = row, min(size, row + TILE_ROWS), column, min(size, column + TILE_COLUMNS)
-        _add_tile(volume[slab], residual[slab], angles, weights, relaxation, edges, changes[slab, tile:])
+        for slab in range(changes.shape[0]):
+            first = weigh and slab == 0
+            _add_tile(
+                volume[slab], residual[slab], angles, inside, weights, first, relaxation, edges, changes[slab, tile:]
+            )
+
+
+# ------------------------------------------------------------------------------------------ back and forward
+
+
+@njit(**_SMALL)
+def _rays_between(angle, step, top, bottom, size):
+    """Return the rays (first, one past the last) that may cross rows `top` to `bottom` in a band of columns."""
+    start, slope = angle.origin + step * angle.slope, angle.slope
+    low, high = (top - 1) << POSITION_BITS, bottom << POSITION_BITS
+    drift = (STEPS - 1) * slope
+    low, high = low - start - max(drift, 0), high - start - min(drift, 0)
+    if angle.pitch < 0:
+        low, high = high, low
+    first, last = low // angle.pitch, high // angle.pitch + 1
+    return min(max(first, 0), size), min(max(last + 1, 0), size)
+
+
+@njit(**_LOOP)
+def _walk_rows(volume, angles, spans, top, bottom, sums):
+    """Put into `sums` [angle][bin] what rows `top` to `bottom` of `volume` add to the projections."""
+    length, size = RAYS * TABLE_LANES, spans.shape[1]
+    tables = np.empty(length, np.int32), np.empty(length, np.float32), np.empty(length, np.float32)
+    for index in range(len(angles)):
+        angle = angles[index]
+        _clear(sums[index], (0, size))
+        if angle.by_rows:
+            for step in range(top, bottom, STEPS):
+                _walk_band(volume, angle, spans[index], (0, size), step, None, tables, sums[index])
+        else:
+            for step in range(0, size, STEPS):
+                rays = _rays_between(angle, step, top, bottom, size)
+                _walk_band(volume, angle, spans[index], rays, step, (top, bottom), tables, sums[index])
+
+
+@njit(**_LOOP)
+def _weigh_parts(parts, measured, weights, out):
+    """Turn the sums in `parts` [strip][bin] of one projection into weighted differences from what was measured."""
+    vector = width(out)
+    for ray in range(len(weights)):
+        place = (ray + BINS_BEFORE) * vector
+        projected = zeros(out)
+        for strip in range(parts.shape[0]):
+            projected = projected + load(parts[strip], place)
+        store(out, place, item(weights, ray) * (load(measured, ray * vector) - projected))
+
+
+@njit(**_PARALLEL)
+def add_back_and_fill_residual(
+    volume,
+    residual,
+    angles,
+    inside,
+    weights,
+    weigh,
+    relaxation,
+    changes,
+    sinogram,
+    next_angles,
+    spans,
+    row_weights,
+    parts,
+    out,
+):
+    """Do `add_back` for one window and `fill_residual` for the next, strip by strip while its rows are in the cache.
+
+    A window of few angles is bound by the memory: this reads and writes the volume once, where the two calls read it
+    twice. A strip is one row of tiles; `parts` [slab][strip][angle][bin] takes what each adds to the next projections.
+    (Weights keep a strip from its neighbours' rows; that it loads them, and multiplies by 0, does no harm.)
+    """
+    size = weights.shape[0]
+    across = (size + TILE_COLUMNS - 1) // TILE_COLUMNS
+    slabs, strips = parts.shape[:2]
+    for strip in prange(strips):
+        top, bottom = strip * TILE_ROWS, min(size, (strip + 1) * TILE_ROWS)
+        for slab in range(slabs):
+            for tile in range(across):
+                edges = top, bottom, tile * TILE_COLUMNS, min(size, (tile + 1) * TILE_COLUMNS)
+                change = changes[slab, strip * across + tile :]
+                first = weigh and slab == 0
+                _add_tile(volume[slab], residual[slab], angles, inside, weights, first, relaxation, edges, change)
+            _walk_rows(volume[slab], next_angles, spans, top, bottom, parts[slab, strip])
+    count = len(next_angles)
+    for job in prange(slabs * count):
+        slab, index = _unravel(job, count)
+        _weigh_parts(parts[slab, :, index], sinogram[slab, index], row_weights[index], out[slab, index])
 
 
 # --------------------------------------------------------------------------------------------------- misfit

@@ -160,16 +160,32 @@ def maximum(typing, left, right):
 
 @intrinsic
 def keep(typing, values, numbers, low, high):
-    """Return `values` where `low` <= `numbers` <= `high` (integers), 0 in the other lanes."""
+    """Return `values` where `low` <= `numbers` <= `high` (integers or vectors), 0 in the other lanes."""
+    limits = [limit if isinstance(limit, Vector) else types.int32 for limit in (low, high)]
 
     def operation(context, builder, sig, args):
-        low_lanes, high_lanes = (_splat(builder, numbers, limit) for limit in args[2:])
+        low_lanes, high_lanes = (
+            value if isinstance(kind, Vector) else _splat(builder, numbers, value)
+            for kind, value in zip(sig.args[2:], args[2:], strict=True)
+        )
         inside = builder.and_(
             builder.icmp_signed(">=", args[1], low_lanes), builder.icmp_signed("<=", args[1], high_lanes)
         )
         return builder.select(inside, args[0], _constant(values, [0.0] * values.lanes))
 
-    return values(values, numbers, types.int32, types.int32), operation
+    return values(values, numbers, *limits), operation
+
+
+@intrinsic
+def inverse(typing, values, least):
+    """Return 1 / `values` where they exceed `least`, 0 in the other lanes."""
+
+    def operation(context, builder, sig, args):
+        ones, nothing = (_constant(values, [number] * values.lanes) for number in (1.0, 0.0))
+        exceeds = builder.fcmp_ordered(">", args[0], _splat(builder, values, args[1]))
+        return builder.select(exceeds, builder.fdiv(ones, args[0]), nothing)
+
+    return values(values, types.float32), operation
 
 
 @intrinsic
@@ -230,18 +246,34 @@ def _address(context, builder, sig, args, element):
     return builder.gep(builder.bitcast(data, element.as_pointer()), [args[1]])
 
 
+def _load(vector):
+    def operation(context, builder, sig, args):
+        address = _address(context, builder, sig, args, _element_ir(vector.element))
+        value = builder.load(builder.bitcast(address, _vector_ir(vector).as_pointer()))
+        value.align = 4
+        return value
+
+    return operation
+
+
 @intrinsic
 def load(typing, array, offset):
     """Return the vector that starts `offset` floats into `array`, whose elements say how wide it is."""
     vector = Vector(types.float32, array.dtype.size // 4)
 
-    def operation(context, builder, sig, args):
-        address = _address(context, builder, sig, args, ir.FloatType())
-        value = builder.load(builder.bitcast(address, _vector_ir(vector).as_pointer()))
-        value.align = 4
-        return value
+    return vector(array, types.intp), _load(vector)
 
-    return vector(array, types.intp), operation
+
+@intrinsic
+def load_floats(typing, table, offset):
+    """Return 16 numbers, `offset` numbers into a table of float32."""
+    return _FLOATS(table, types.intp), _load(_FLOATS)
+
+
+@intrinsic
+def load_integers(typing, table, offset):
+    """Return 16 numbers, `offset` numbers into a table of int32."""
+    return _INTEGERS(table, types.intp), _load(_INTEGERS)
 
 
 @intrinsic

@@ -14,27 +14,34 @@ import numpy as np
 import numpy.typing as npt
 
 from aps_mini_apps.sirt.projectors import _kernels
-from aps_mini_apps.sirt.projectors._footprint import Model, Norm, footprints
-from aps_mini_apps.sirt.projectors._vectors import vector_dtype
+from aps_mini_apps.sirt.projectors._footprint import Model, Norm, footprints, in_circle
+from aps_mini_apps.sirt.projectors._layout import choose_lanes
+from aps_mini_apps.sirt.projectors._vectors import TABLE_LANES, vector_dtype
 
 Floats = npt.NDArray[np.float32]
 
-_LANES = (1, 2, 4, 8, 16, 32)
 _LARGEST_OFFSET = 2**31 - 1
 """Offsets within a slab are 32-bit: the tables of the kernels hold them."""
 _CACHE_LINE = 64
 _FEWEST_RAYS = 32
 """Rays of one forward job, at least: fewer than that spend their time on the tables."""
 
+_FEW_ANGLES = 4
+"""Windows up to this are bound by the memory, and pay for going through the volume once instead of twice."""
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(slots=True, eq=False)
 class CompiledGeometry:
-    """What depends on the angles: see `_kernels.trace_rays` and `sum_columns`."""
+    """What depends on the angles: see `_kernels.trace_rays` and `_kernels.add_back`.
+
+    The column weights are zeros until the first update has `weighed` the columns.
+    """
 
     angles: npt.NDArray[np.void]
     spans: npt.NDArray[np.int32]
     row_weights: Floats
     column_weights: Floats
+    weighed: bool = False
 
 
 class NumbaProjector:
@@ -49,11 +56,11 @@ class NumbaProjector:
         If one slab has more than 2**31 numbers.
     """
 
-    def __init__(self, slices: int, columns: int, model: Model, norm: Norm) -> None:
+    def __init__(self, slices: int, columns: int, model: Model, norm: Norm, circle: float | None = None) -> None:
         self.slices, self.columns = slices, columns
         self._model: Model = model
         self._norm: Norm = norm
-        self._lanes = _choose_lanes(slices)
+        self._lanes = choose_lanes(slices)
         self._slabs = math.ceil(slices / self._lanes)
         self._side = _odd(columns + 2 * _kernels.BORDER)
         self._bins = _odd(columns + _kernels.BINS_BEFORE + _kernels.BINS_AFTER)
@@ -63,22 +70,26 @@ class NumbaProjector:
                 "use fewer slices or columns"
             )
         self._dtype = vector_dtype(self._lanes)
+        self._table_columns = math.ceil(columns / TABLE_LANES) * TABLE_LANES
+        self._radius = math.inf if circle is None else circle * columns / 2
+        self._member = in_circle(columns, circle)
+        self._inside = _first_and_last(self._member)
 
     def new_volume(self) -> Floats:
         """Return a volume of zeros."""
         return _zeros((self._slabs, self._side, self._side, self._lanes))
 
     def import_volume(self, data: npt.NDArray[np.float32]) -> Floats:
-        """Return `data` (slices, rows, columns) as a volume."""
+        """Return `data` (slices, rows, columns) as a volume, 0 outside the circle."""
         volume = self.new_volume()
-        inside = self._inside(volume)
+        inside = self._image(volume)
         for k in range(self.slices):
-            inside[k // self._lanes, ..., k % self._lanes] = data[k]
+            np.multiply(data[k], self._member, out=inside[k // self._lanes, ..., k % self._lanes])
         return volume
 
     def export_volume(self, volume: Floats) -> Floats:
         """Return a volume as (slices, rows, columns)."""
-        inside = self._inside(volume)
+        inside = self._image(volume)
         data = np.empty((self.slices, self.columns, self.columns), np.float32)
         for slab in range(self._slabs):
             part = data[slab * self._lanes : (slab + 1) * self._lanes]
@@ -115,10 +126,10 @@ class NumbaProjector:
             angles=records,
             spans=np.empty((len(records), self.columns, 2), np.int32),
             row_weights=np.empty((len(records), self.columns), np.float32),
-            column_weights=np.empty((self.columns, self.columns), np.float32),
+            column_weights=np.zeros((self.columns, self._table_columns), np.float32),
         )
-        _kernels.trace_rays(records, self._norm == "squared", geometry.spans, geometry.row_weights)
-        _kernels.sum_columns(records, geometry.column_weights)
+        squared = self._norm == "squared"
+        _kernels.trace_rays(records, self._inside, self._radius, squared, geometry.spans, geometry.row_weights)
         return geometry
 
     def residual(self, volume: Floats, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
@@ -137,17 +148,54 @@ class NumbaProjector:
 
     def add_back(self, volume: Floats, residual: Floats, geometry: CompiledGeometry, relaxation: float = 1.0) -> float:
         """Add the weighted back projection of `residual` to `volume`; return the sum of the squared changes."""
-        tiles = math.ceil(self.columns / _kernels.TILE_ROWS) * math.ceil(self.columns / _kernels.TILE_COLUMNS)
-        changes = np.empty((self._slabs, tiles, self._lanes), np.float32)
+        changes = self._new_changes()
         _kernels.add_back(
             self._vectors(volume),
             self._vectors(residual),
             geometry.angles,
+            self._inside,
             geometry.column_weights,
+            not geometry.weighed,
             np.float32(relaxation),
             self._vectors(changes),
         )
+        geometry.weighed = True
         return float(changes.sum(dtype=np.float64))
+
+    def advance(
+        self,
+        volume: Floats,
+        residual: Floats,
+        geometry: CompiledGeometry,
+        sinogram: Floats,
+        next_geometry: CompiledGeometry,
+        relaxation: float = 1.0,
+    ) -> tuple[Floats, float]:
+        """Add `residual` back, and return the residual of the next window and the sum of the squared changes."""
+        if max(len(geometry.angles), len(next_geometry.angles)) > _FEW_ANGLES:
+            squares = self.add_back(volume, residual, geometry, relaxation)
+            return self.residual(volume, sinogram, next_geometry), squares
+        count, strips = len(next_geometry.angles), math.ceil(self.columns / _kernels.TILE_ROWS)
+        changes, out = self._new_changes(), _zeros((self._slabs, count, self._bins, self._lanes))
+        parts = _zeros((self._slabs, strips, count, self._bins, self._lanes))
+        _kernels.add_back_and_fill_residual(
+            self._vectors(volume),
+            self._vectors(residual),
+            geometry.angles,
+            self._inside,
+            geometry.column_weights,
+            not geometry.weighed,
+            np.float32(relaxation),
+            self._vectors(changes),
+            self._vectors(sinogram),
+            next_geometry.angles,
+            next_geometry.spans,
+            next_geometry.row_weights,
+            self._vectors(parts),
+            self._vectors(out),
+        )
+        geometry.weighed = True
+        return out, float(changes.sum(dtype=np.float64))
 
     def misfit(self, residual: Floats, sinogram: Floats, geometry: CompiledGeometry) -> float:
         """Return ||b - A x|| / ||b|| over the rays that cross pixels; 0 if their b is all 0."""
@@ -166,7 +214,7 @@ class NumbaProjector:
 
     def back(self, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
         """Return A' b: what an unweighted update adds to nothing."""
-        unweighted = replace(geometry, column_weights=np.ones_like(geometry.column_weights))
+        unweighted = replace(geometry, column_weights=np.ones_like(geometry.column_weights), weighed=True)
         padded = _zeros((self._slabs, len(geometry.angles), self._bins, self._lanes))
         self._detector(padded)[...] = sinogram
         volume = self.new_volume()
@@ -185,8 +233,13 @@ class NumbaProjector:
         residual = self.residual(volume, sinogram, geometry)
         self.add_back(volume, residual, geometry)
         self.misfit(residual, sinogram, geometry)
+        self.advance(volume, residual, geometry, sinogram, geometry)
 
-    def _inside(self, volume: Floats) -> Floats:
+    def _new_changes(self) -> Floats:
+        tiles = math.ceil(self.columns / _kernels.TILE_ROWS) * math.ceil(self.columns / _kernels.TILE_COLUMNS)
+        return np.empty((self._slabs, tiles, self._lanes), np.float32)
+
+    def _image(self, volume: Floats) -> Floats:
         inner = slice(_kernels.BORDER, _kernels.BORDER + self.columns)
         return volume[:, inner, inner]
 
@@ -230,11 +283,17 @@ def _compile_angles(footprint: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     return angles
 
 
-def _choose_lanes(slices: int) -> int:
-    """Return the widest vector that leaves no more lanes empty than a narrower one would."""
-    fitting = next((lanes for lanes in _LANES if lanes >= slices), _LANES[-1])
-    narrower = 16
-    return narrower if slices > narrower and -slices % narrower < -slices % fitting else fitting
+def _first_and_last(member: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Return the first and the last member of each row: (2, rows and a table's more); rows without one are empty.
+
+    A circle lies the same way along the columns.
+    """
+    columns = len(member)
+    rows = member.any(axis=1)
+    ends = np.full((2, columns + TABLE_LANES), [[columns], [-1]], np.int32)
+    ends[0, :columns][rows] = member.argmax(axis=1)[rows]
+    ends[1, :columns][rows] = columns - 1 - member[:, ::-1].argmax(axis=1)[rows]
+    return ends
 
 
 def _odd(size: int) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aps_mini_apps.sirt.projectors._footprint import NEGLIGIBLE, Model, Norm, footprints
+from aps_mini_apps.sirt.projectors._footprint import NEGLIGIBLE, Model, Norm, footprints, in_circle
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -29,8 +29,9 @@ class ReferenceGeometry:
 class NumpyProjector:
     """Volumes are float32 (slices, rows, columns), sinograms (angles, slices, columns)."""
 
-    def __init__(self, slices: int, columns: int, model: Model, norm: Norm) -> None:
+    def __init__(self, slices: int, columns: int, model: Model, norm: Norm, circle: float | None = None) -> None:
         self.slices, self.columns = slices, columns
+        self._inside = in_circle(columns, circle)
         self._model: Model = model
         self._norm: Norm = norm
 
@@ -39,8 +40,8 @@ class NumpyProjector:
         return np.zeros((self.slices, self.columns, self.columns), np.float32)
 
     def import_volume(self, data: Floats) -> Floats:
-        """Return a copy of `data` (slices, rows, columns)."""
-        return np.array(data, np.float32)
+        """Return a copy of `data` (slices, rows, columns), 0 outside the circle."""
+        return np.array(data * self._inside, np.float32)
 
     def export_volume(self, volume: Floats) -> Floats:
         """Return a copy of `volume`."""
@@ -84,6 +85,19 @@ class NumpyProjector:
         volume += change
         return float(np.sum(change**2))
 
+    def advance(
+        self,
+        volume: Floats,
+        residual: Floats,
+        geometry: ReferenceGeometry,
+        sinogram: Floats,
+        next_geometry: ReferenceGeometry,
+        relaxation: float = 1.0,
+    ) -> tuple[Floats, float]:
+        """Do `add_back`, then `residual`."""
+        squares = self.add_back(volume, residual, geometry, relaxation)
+        return self.residual(volume, sinogram, next_geometry), squares
+
     def misfit(self, residual: Floats, sinogram: Floats, geometry: ReferenceGeometry) -> float:
         """Return ||b - A x|| / ||b|| over the rays that cross pixels; 0 if their b is all 0."""
         norms = geometry.row_norms[:, None]
@@ -110,7 +124,7 @@ class NumpyProjector:
             distance = np.abs(position - ray)
             weight = np.clip(angle["top"] - angle["fall"] * distance, 0.0, angle["peak"])
             on_detector = (ray >= 0) & (ray < self.columns)
-            yield np.clip(ray, 0, self.columns - 1), weight * on_detector
+            yield np.clip(ray, 0, self.columns - 1), weight * on_detector * self._inside
 
     def _project(self, volume: Floats, geometry: ReferenceGeometry) -> Doubles:
         sinogram = np.zeros((len(geometry.angles), self.slices, self.columns))
