@@ -147,7 +147,7 @@ class ModuleAlgorithm:
         self._update: Update = update
         self.parameters = _make_parameters(name, getattr(module, "Parameters", None), given or {})
         self._memory: dict[str, Any] = {}
-        self._tells_change = False
+        self._tells_change = True
         """The last update changed the volume by `add_back`, which returns by how much."""
 
     def fold(self, window: Window, volume: Any, projector: Projector) -> tuple[Any, Progress]:
@@ -159,8 +159,11 @@ class ModuleAlgorithm:
                 before = volume.copy()
             recorder.clear()
             volume = self._update(window, volume, cast("Projector", recorder), self.parameters)
-        self._tells_change = recorder.added
-        squares = recorder.squares if recorder.added or before is None else float(((volume - before) ** 2).sum())
+            self._tells_change = recorder.added
+        if recorder.added:
+            squares = recorder.squares
+        else:  # the first update of all begins from nothing
+            squares = float(((volume if before is None else volume - before) ** 2).sum())
         return volume, Progress(math.sqrt(squares), recorder.misfit_of(window, volume))
 
     def restart(self) -> None:
