@@ -22,7 +22,7 @@ from aps_mini_apps.links.pubsub import VolumePublisher
 from aps_mini_apps.links.push import PullReceiver
 from aps_mini_apps.links.tmq import TmqWorker
 from aps_mini_apps.sirt.algorithms import Algorithm
-from aps_mini_apps.sirt.projectors import Projector, make_projector
+from aps_mini_apps.sirt.projectors import Projector, choose_backend, load_backend, make_projector
 from aps_mini_apps.sirt.reconstruction import AxisSearch, Reconstruction, Update
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
@@ -40,6 +40,10 @@ def main(settings: SirtSettings) -> int:
     if (used := use_threads(settings.thread)) < settings.thread:
         get_logger().warning("fewer threads than asked for", asked=settings.thread, used=used)
     algorithm = choose_algorithm(settings.algorithm, settings.parameter)
+    try:
+        load_backend(settings.backend)  # what is missing here is told before anybody waits for projections
+    except ValueError as error:
+        raise UserError(str(error)) from error
     with ExitStack() as stack:
         stack.enter_context(_warnings_in_log())
         publisher = stack.enter_context(VolumePublisher(settings.pub_addr)) if settings.pub_addr else None
@@ -132,6 +136,7 @@ class _Session:
         self.writer = ReconstructionWriter(folder, self.scan, dataset=settings.recon_dataset_path)
         self.monitor = _Monitor()
         self.algorithm = algorithm
+        self.backend = choose_backend(settings.backend)
         self.reconstruction = _make_reconstruction(settings, self._projector(slices, columns), algorithm)
         self.first, self.invalid = first, 0
         self.last: Update | None = None
@@ -141,11 +146,11 @@ class _Session:
         if settings.center not in ("auto", 0.0):
             check_center(float(settings.center), columns)
         began = time.monotonic()
-        projector = make_projector(settings.backend, slices, columns, model=settings.model, norm=settings.norm)
+        projector = make_projector(self.backend, slices, columns, model=settings.model, norm=settings.norm)
         projector.warm_up()
         self.log.info(
             "projector ready",
-            backend=settings.backend,
+            backend=self.backend,
             slices=slices,
             columns=columns,
             threads=numba.get_num_threads(),
@@ -226,7 +231,7 @@ class _Session:
             "change": last.change if last else 0.0,
             "misfit": last.misfit if last else 0.0,
             **self.algorithm.about(),
-            "backend": settings.backend,
+            "backend": self.backend,
             "model": settings.model,
             "norm": settings.norm,
             "window_length": settings.window_length,

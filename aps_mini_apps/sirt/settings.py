@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from aps_mini_apps.sirt.projectors import Backend
 from ministream.base.settings import Settings, option
 from ministream.base.units import Size
 
@@ -58,7 +59,12 @@ class SirtSettings(Settings):
     history: Size = option(
         "1GB", help="How much of the scan is kept for a new start with --center auto.", group="Geometry"
     )
-    backend: Literal["numba", "numpy"] = option("numba", help="numba (fast) or numpy (the reference).", group="Engine")
+    backend: Backend = option(
+        "numba",
+        help="numba (fast), cuda (a GPU), auto (cuda where a GPU answers, else numba), numpy (the reference), astra or"
+        " tomopy (those packages).",
+        group="Engine",
+    )
     thread: int = option(1, names="-t --threads", ge=1, help="Threads of the numba back end.", group="Engine")
 
     recon_output_dir: str = option(".", names="--output", help="Folder of NNNNNN-recon.h5.", group="Output")

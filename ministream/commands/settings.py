@@ -33,7 +33,7 @@ class RunSettings(Settings):
     window_step: int | None = option(None, ge=1, help="New projections per window (1).", group="Reconstruction")
     window_iter: int | None = option(None, ge=1, help="Updates per window (1).", group="Reconstruction")
     write_freq: int | None = option(None, ge=1, help="Write every so many windows.", group="Reconstruction")
-    backend: str | None = option(None, help="numba or numpy.", group="Reconstruction")
+    backend: str | None = option(None, help="auto, numba, cuda, numpy, astra or tomopy.", group="Reconstruction")
     thread: int | None = option(
         None, names="-t --threads", ge=1, help="Threads per worker (cores / workers).", group="Reconstruction"
     )

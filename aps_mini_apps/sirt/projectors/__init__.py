@@ -1,18 +1,19 @@
 """Projectors: the forward projection A of a slab of slices and its transpose A', for parallel beam.
 
-Two back ends behind one Protocol: `numpy` (the reference: clear and slow) and `numba` (compiled and fast).
-They are the same matrix up to rounding. Volumes, sinograms and geometries stay in the back end's own layout;
+Back ends behind one Protocol: `numba` (compiled and fast), `cuda` (a GPU), `numpy` (the reference: clear and slow),
+`astra` and `tomopy` (other packages). They are the same matrix up to rounding. Volumes, sinograms and geometries stay in the back end's own layout;
 only `import_volume`, `measure`, `export_volume` and `export_sinogram` know plain arrays.
 """
 
 import math
 
-from aps_mini_apps.sirt.projectors._backends import Backend, load_backend
+from aps_mini_apps.sirt.projectors._backends import Backend, choose_backend, load_backend
 from aps_mini_apps.sirt.projectors._footprint import Model, Norm
 from aps_mini_apps.sirt.projectors._protocol import Projector
 from aps_mini_apps.sirt.projectors.per_slice import PerSliceProjector
 
-__all__ = ["Backend", "Model", "Norm", "Projector", "make_projector"]
+__all__ = ["Backend", "Model", "Norm", "Projector", "choose_backend", "load_backend", "make_projector"]
+
 
 def make_projector(
     backend: Backend,
@@ -46,7 +47,7 @@ def make_projector(
     Raises
     ------
     ValueError
-        If there is no such back end, model or norm, the circle is not a positive number, or the slab is empty or too
+        If there is no such back end (or not on this machine), model or norm, the circle is not a positive number, or the slab is empty or too
         large.
     """
     for name, value, known in (
@@ -60,6 +61,9 @@ def make_projector(
     if circle is not None and not 0.0 < circle < math.inf:
         raise ValueError(f"a reconstruction circle of {circle:g} of the detector's width: give more than 0, usually 1")
     if axis_per_slice:
+        backend = "numba" if backend == "auto" else backend
+        if backend == "cuda":
+            raise ValueError("back end cuda has no axis per slice: use numba, numpy or astra")
         single = make_projector(backend, 1, columns, model=model, norm=norm, circle=circle)
-        return PerSliceProjector(single, slices, axis=1 if backend == "numpy" else 0)
+        return PerSliceProjector(single, slices, axis=0 if backend == "numba" else 1)
     return load_backend(backend)(slices, columns, model, norm, circle)

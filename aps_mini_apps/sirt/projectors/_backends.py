@@ -18,21 +18,28 @@ _CLASSES = {
 }
 
 
-def load_backend(backend: str) -> Callable[..., Projector]:
-    """Return the class of a back end; "auto" is cuda where a GPU answers, else numba.
+def choose_backend(backend: Backend) -> Backend:
+    """Return `backend`; for "auto", "cuda" where a GPU answers, else "numba"."""
+    if backend != "auto":
+        return backend
+    try:
+        load_backend("cuda")
+    except ValueError:
+        return "numba"
+    return "cuda"
+
+
+def load_backend(backend: Backend) -> Callable[..., Projector]:
+    """Return the class of a back end.
 
     Raises
     ------
     ValueError
         If there is none of that name, or it cannot run on this machine: says why, and what to do.
     """
-    if backend == "auto":
-        try:
-            return load_backend("cuda")
-        except ValueError:
-            return load_backend("numba")
+    backend = choose_backend(backend)
     if backend not in _CLASSES:
-        raise ValueError(f"back end {backend!r} does not exist: use auto, {', '.join(_CLASSES)}")
+        raise ValueError(f"back end {backend!r} does not exist: use one of auto, {', '.join(_CLASSES)}")
     # Imported here: Numba takes a second to load, and most machines have no GPU.
     module, name, remedy = _CLASSES[backend]
     try:

@@ -52,7 +52,7 @@ class TomopyProjector(NumpyProjector):
         nothing = np.zeros((self.columns, self.columns))
         return TomopyGeometry(records, lengths[:, 0], nothing, theta, center)
 
-    def update(self, algorithm: str, parameters: Any, window: Any, volume: Floats) -> Floats:
+    def update(self, algorithm: str, window: Any, volume: Floats, _projector: Any, parameters: Any) -> Floats:
         """Return `volume` after one iteration of TomoPy's algorithm of that name.
 
         Raises
