@@ -146,7 +146,9 @@ class _Session:
         if settings.center not in ("auto", 0.0):
             check_center(float(settings.center), columns)
         began = time.monotonic()
-        projector = make_projector(self.backend, slices, columns, model=settings.model, norm=settings.norm)
+        projector = make_projector(
+            self.backend, slices, columns, model=settings.model, norm=settings.norm, half=settings.half
+        )
         projector.warm_up()
         self.log.info(
             "projector ready",

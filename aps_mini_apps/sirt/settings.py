@@ -65,6 +65,7 @@ class SirtSettings(Settings):
         " tomopy (those packages).",
         group="Engine",
     )
+    half: bool = option(False, help="Store volumes in 16 bits (cuda only): half the memory.", group="Engine")
     thread: int = option(1, names="-t --threads", ge=1, help="Threads of the numba back end.", group="Engine")
 
     recon_output_dir: str = option(".", names="--output", help="Folder of NNNNNN-recon.h5.", group="Output")

@@ -152,7 +152,9 @@ class Plan:
         slices = -(-source.rows // self.workers)
         correction.warm_up()
         try:
-            make_projector(sirt.backend, slices, source.columns, model=sirt.model, norm=sirt.norm).warm_up()
+            make_projector(
+                sirt.backend, slices, source.columns, model=sirt.model, norm=sirt.norm, half=sirt.half
+            ).warm_up()
         except ValueError as error:  # it cannot run here, or not a slab of this size
             raise UserError(str(error)) from error
         get_logger().info("kernels ready", backend=sirt.backend, seconds=round(time.monotonic() - began, 2))

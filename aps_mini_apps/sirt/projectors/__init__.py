@@ -1,8 +1,8 @@
 """Projectors: the forward projection A of a slab of slices and its transpose A', for parallel beam.
 
 Back ends behind one Protocol: `numba` (compiled and fast), `cuda` (a GPU), `numpy` (the reference: clear and slow),
-`astra` and `tomopy` (other packages). They are the same matrix up to rounding. Volumes, sinograms and geometries stay in the back end's own layout;
-only `import_volume`, `measure`, `export_volume` and `export_sinogram` know plain arrays.
+`astra` and `tomopy` (other packages). They are the same matrix up to rounding. Volumes, sinograms and geometries stay
+in the back end's own layout; only `import_volume`, `measure`, `export_volume` and `export_sinogram` know plain arrays.
 """
 
 import math
@@ -24,6 +24,7 @@ def make_projector(
     norm: Norm = "squared",
     circle: float | None = None,
     axis_per_slice: bool = False,
+    half: bool = False,
 ) -> Projector:
     """Return a projector.
 
@@ -43,12 +44,14 @@ def make_projector(
         pixels outside are no part of A, and stay 0. None: the whole square.
     axis_per_slice
         `geometry` takes one centre per slice as well as one for all. Slower: see `per_slice`.
+    half
+        Store volumes and measured sinograms in 16 bits instead of 32: back end cuda only.
 
     Raises
     ------
     ValueError
-        If there is no such back end (or not on this machine), model or norm, the circle is not a positive number, or the slab is empty or too
-        large.
+        If there is no such back end, or not on this machine, no such model or norm, the circle is not a positive number,
+        or the slab is empty or too large.
     """
     for name, value, known in (
         ("model", model, ("exact", "joseph")),
@@ -66,4 +69,6 @@ def make_projector(
             raise ValueError("back end cuda has no axis per slice: use numba, numpy or astra")
         single = make_projector(backend, 1, columns, model=model, norm=norm, circle=circle)
         return PerSliceProjector(single, slices, axis=0 if backend == "numba" else 1)
-    return load_backend(backend)(slices, columns, model, norm, circle)
+    if half and choose_backend(backend) != "cuda":
+        raise ValueError(f"back end {choose_backend(backend)} stores in 32 bits only: use --backend cuda, or no --half")
+    return load_backend(backend)(slices, columns, model, norm, circle, **({"half": True} if half else {}))
