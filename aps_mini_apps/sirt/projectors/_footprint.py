@@ -1,14 +1,30 @@
-"""The one weight function of both projectors: how long a ray runs through a pixel.
+r"""The one weight function of both projectors: how long a ray runs through a pixel.
 
-In parallel beam that length depends only on the angle and on the distance d between the ray and the pixel's
-middle. With m = max(|cos|, |sin|) and n = min(|cos|, |sin|) the chord of a unit square is
+In parallel beam that length depends only on the angle and on the distance d between the ray and the pixel's middle.
+Let a pixel be a unit square, m = max(|cos|, |sin|), n = min(|cos|, |sin|). Seen along the rays, its shadow on the
+detector is m + n wide. A ray that crosses two opposite sides has the full chord 1 / m; one that cuts off a corner has
+less, in proportion to its distance from that corner:
 
-    exact   clip(((m + n) / 2 - d) / n, 0, 1) / m     a trapezoid in d, as wide as the square's shadow
-    joseph  max(0, 1 - d / m) / m                     linear interpolation between the two nearest pixels
+    chord
+      ^
+  1/m +       .___________.
+      |      /             \
+      |     /               \
+    0 +----+--+-----+-----+--+----> d        v = (m - n) / 2, all of the chord up to here
+          -w -v     0     v  w               w = (m + n) / 2, nothing from here on
 
-Both are `min(peak, max(0, top - fall * d))`, and both vanish at d = 1: a pixel meets at most the two rays on
-either side of its middle. In one step along its main direction a ray meets at most the two pixels on either
-side of it, m apart in d.
+    exact   clip(((m + n) / 2 - |d|) / n, 0, 1) / m     the trapezoid above: its area is 1, the pixel's
+    joseph  max(0, 1 - |d| / m) / m                     a triangle: interpolation between the two nearest pixels
+
+Both are `min(peak, max(0, top - fall * d))`, and both vanish at d = 1 (m + n <= sqrt(2), m <= 1): a pixel meets at most
+the two rays on either side of its middle. In one step along its main direction a ray meets at most the two pixels on
+either side of it, m apart in d. So both projections need two taps, and both can gather.
+
+R. L. Siddon, "Fast calculation of the exact radiological path for a three-dimensional CT array", Medical Physics 12,
+252 (1985): the exact lengths, found there ray by ray. P. M. Joseph, "An improved algorithm for reprojecting rays
+through pixel images", IEEE Transactions on Medical Imaging 1, 192 (1982). Y. Long, J. A. Fessler, J. M. Balter, "3D
+forward and back-projection for X-ray CT using separable footprints", IEEE Transactions on Medical Imaging 29, 1839
+(2010): a pixel's footprint as a trapezoid.
 """
 
 from typing import Literal
