@@ -1,18 +1,15 @@
 """The compiled projector: arrays, sizes and checks around the loops in `_kernels`."""
 
-import fcntl
 import functools
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
+from aps_mini_apps.compiling import one_at_a_time
 from aps_mini_apps.sirt.projectors import _kernels
 from aps_mini_apps.sirt.projectors._footprint import Model, Norm, footprints, in_circle
 from aps_mini_apps.sirt.projectors._layout import choose_lanes
@@ -253,20 +250,9 @@ class NumbaProjector:
 
 @functools.cache
 def _compile(lanes: int) -> None:
-    """Have the kernels for `lanes` compiled or loaded: compiled code depends on nothing else.
-
-    One process at a time, by a lock: when two save code for one function at once, Numba's cache (0.68) may file both
-    under one name, and whoever loads it then runs the wrong one.
-    """
-    path = Path(tempfile.gettempdir()) / f"mini-stream-kernels-{os.getuid()}.lock"
-    with open(path, "w", opener=_open_private) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Have the kernels for `lanes` compiled or loaded: compiled code depends on nothing else."""
+    with one_at_a_time():
         NumbaProjector(lanes, 4, "exact", "squared").run_once()
-
-
-def _open_private(path: str, flags: int) -> int:
-    """Open a file in a folder that others may write to: for this user alone, and not through a link of theirs."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _compile_angles(footprint: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
