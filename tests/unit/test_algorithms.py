@@ -63,17 +63,16 @@ def subset_rows(order: tuple[int, ...]) -> list[np.ndarray]:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ossirt_is_its_formula(backend: str, matrix: np.ndarray, measured: np.ndarray) -> None:
     b, x, before, ahead, time = rays(measured), np.zeros((COLUMNS**2, 2)), None, 0.0, 1.0
-    for _ in range(4):
+    for number in range(4):
         x = x + ahead
         for rows in subset_rows((0, 2, 1)):
             x = x + sirt_step(matrix[rows], x, b[rows])
         x = np.maximum(x, 0.0)
-        if before is not None:
-            moved = x - before
-            later = (1 + np.sqrt(1 + 4 * time**2)) / 2
-            assert ((moved - ahead) * moved).sum() > 0  # no restart here
-            ahead, time = moved * (time - 1) / later, later
-        before = x
+        later = (1 + np.sqrt(1 + 4 * time**2)) / 2
+        if number:
+            assert ((x - before - ahead) * (x - before)).sum() > 0  # no restart here
+            ahead = (x - before) * (time - 1) / later
+        before, time = x, later
     np.testing.assert_allclose(fold(backend, "ossirt", measured, 4, subsets=3), x, atol=2e-4 * np.ptp(x))
 
 

@@ -53,10 +53,7 @@ def _build_momentum(memory: dict[str, Any], volume: Any) -> None:
     """Note how far beyond `volume` the next update is to begin."""
     before, time = memory.get("reached"), memory.get("time", 1.0)
     memory["reached"] = volume.copy()
-    if before is None:
-        memory["ahead"] = volume * 0.0
-        return
-    moved = volume - before
-    against = float(((moved - memory["ahead"]) * moved).sum()) < 0.0
+    moved = volume * 0.0 if before is None else volume - before
+    against = before is not None and float(((moved - memory["ahead"]) * moved).sum()) < 0.0
     memory["time"] = 1.0 if against else (1.0 + math.sqrt(1.0 + 4.0 * time**2)) / 2.0
     memory["ahead"] = moved * (0.0 if against else (time - 1.0) / memory["time"])
