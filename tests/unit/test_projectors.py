@@ -1,6 +1,7 @@
 """Both projectors against geometry: lengths found by clipping rays, not by the formula that the projectors use."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -323,3 +324,33 @@ def test_processes_that_compile_at_once_run_the_right_code(tmp_path: Path) -> No
     compilers = [subprocess.Popen([sys.executable, "-c", program, str(slices)], env=environment) for slices in (1, 2)]
     assert [compiler.wait(170) for compiler in compilers] == [0, 0]
     subprocess.run([sys.executable, "-c", program, "1", "2"], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("cpu", ["haswell", "generic"])
+def test_processors_without_wide_vectors_compute_the_same(cpu: str, tmp_path: Path) -> None:
+    """AVX2 at most, or what every processor of this kind has."""
+    if cpu == "haswell" and platform.machine() != "x86_64":
+        pytest.skip("haswell is an x86-64 processor")
+    program = (
+        "import numpy as np\n"
+        "from aps_mini_apps.sirt.projectors import _kernels, make_projector\n"
+        "results = []\n"
+        "for backend in ('numpy', 'numba'):\n"
+        "    projector = make_projector(backend, 16, 33)\n"
+        "    geometry = projector.geometry(np.linspace(-1, 4, 7), 15.2)\n"
+        "    volume = projector.import_volume(np.random.default_rng(4).random((16, 33, 33), np.float32))\n"
+        "    sinogram = projector.stack([projector.measure(np.ones((16, 33), np.float32))] * 7)\n"
+        "    for _ in range(2):\n"
+        "        projector.add_back(volume, projector.residual(volume, sinogram, geometry), geometry)\n"
+        "    results.append(projector.export_volume(volume))\n"
+        "np.testing.assert_allclose(*results, atol=1e-4)\n"
+        "code = ''.join(_kernels.add_back.inspect_asm().values())\n"
+        "assert code and 'zmm' not in code\n"
+    )
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": cpu,
+        "NUMBA_CPU_FEATURES": "+avx2,+fma" if cpu == "haswell" else "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=170)
