@@ -50,7 +50,7 @@ def make_projector(
     Raises
     ------
     ValueError
-        If there is no such back end, or not on this machine, no such model or norm, the circle is not a positive number,
+        If there is no such back end, or not on this machine, no such model or norm, the circle is not positive,
         or the slab is empty or too large.
     """
     for name, value, known in (

@@ -211,7 +211,9 @@ class NumbaProjector:
 
     def back(self, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
         """Return A' b: what an unweighted update adds to nothing."""
-        unweighted = replace(geometry, column_weights=np.ones_like(geometry.column_weights), weighed=True)
+        members = np.zeros_like(geometry.column_weights)
+        members[:, : self.columns] = self._member  # pixels are done in pairs: one of them may lie outside the circle
+        unweighted = replace(geometry, column_weights=members, weighed=True)
         padded = _zeros((self._slabs, len(geometry.angles), self._bins, self._lanes))
         self._detector(padded)[...] = sinogram
         volume = self.new_volume()
