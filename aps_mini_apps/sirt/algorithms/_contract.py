@@ -153,18 +153,24 @@ class ModuleAlgorithm:
     def fold(self, window: Window, volume: Any, projector: Projector) -> tuple[Any, Progress]:
         """Return the volume after `window.iterations` updates."""
         window.memory, recorder, before = self._memory, _Recorder(projector), None
+        update = self._updater(projector)
         for iteration in range(window.iterations):
             window.iteration = iteration
             if iteration == window.iterations - 1 and not self._tells_change:
                 before = volume.copy()
             recorder.clear()
-            volume = self._update(window, volume, cast("Projector", recorder), self.parameters)
+            volume = update(window, volume, cast("Projector", recorder), self.parameters)
             self._tells_change = recorder.added
         if recorder.added:
             squares = recorder.squares
         else:  # the first update of all begins from nothing
             squares = float(((volume if before is None else volume - before) ** 2).sum())
         return volume, Progress(math.sqrt(squares), recorder.misfit_of(window, volume))
+
+    def _updater(self, projector: Projector) -> Update:
+        """Return what updates: a back end's own code for this algorithm, where it has any, in place of the module's."""
+        own = getattr(projector, "update", None)
+        return self._update if own is None else lambda *state: own(self.name, *state)
 
     def restart(self) -> None:
         """Forget what was remembered of earlier windows."""
