@@ -179,7 +179,7 @@ def _pixel_type(dtype: np.dtype[np.generic]) -> str:
 
 def _readable(pixels: Pixels) -> Pixels:
     """Return `pixels` as the one kind of array that code is compiled for: in C order, aligned, and read-only."""
-    view = np.require(pixels, _pixel_type(pixels.dtype), "CA").view()
+    view = np.require(pixels, _pixel_type(pixels.dtype), ("C", "A")).view()
     view.flags.writeable = False
     return view
 
