@@ -154,6 +154,7 @@ class Proxy:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
+        self._meter.close()
 
     def _supervise(self, on_restart: OnRestart, on_failed: OnFailed) -> None:
         self._watch = asyncio.create_task(self._keep(on_restart, on_failed))
