@@ -8,6 +8,7 @@ targets, and learn them, and do nothing else.
 
 import importlib.util
 import json
+import os
 import sys
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ministream.base.errors import UserError
 from s2cs.dataservers.rendering import render
-from s2cs.dataservers.spec import ProxySpec, Tls, Traffic
+from s2cs.dataservers.spec import ContainerNeeds, ProxySpec, Tls, Traffic
 from s2cs.trust import account_name
 
 TARGETS = "targets"
@@ -24,7 +25,11 @@ _FORWARDER = "ssh_forward.json"
 
 
 class Ssh:
-    """The inbound side listens with sshd, the outbound side with `s2cs.dataservers.ssh_forward`."""
+    """The inbound side listens with sshd, the outbound side with `s2cs.dataservers.ssh_forward`.
+
+    As `docker:ssh` the sshd runs in a container. The forwarder stays a process: it is this package's own program, so
+    that an image of it would have to be made anew with every version of the control server that it belongs to.
+    """
 
     name: ClassVar[str] = "ssh"
     program: ClassVar[str] = "/usr/sbin/sshd"  # it insists on a full path
@@ -55,6 +60,20 @@ class Ssh:
         if _tls(spec).side == "client":
             return [sys.executable, "-P", "-m", "s2cs.dataservers.ssh_forward", f"{spec.folder}/{_FORWARDER}"]
         return [self.program, "-D", "-e", "-f", f"{spec.folder}/sshd_config"]
+
+    def container(self, spec: ProxySpec) -> ContainerNeeds | None:
+        """Return that sshd has to find its own account, and, to separate its privileges, three capabilities of root's.
+
+        An sshd that another user starts has nothing to separate, and needs none.
+        """
+        if _tls(spec).side == "client":
+            return None
+        uid, gid = os.getuid(), os.getgid()
+        passwd = f"{account_name()}:x:{uid}:{gid}::{spec.folder}:/bin/sh\n"
+        if uid:
+            return ContainerNeeds({"/etc/passwd": passwd})
+        passwd += "sshd:x:65534:65534::/run/sshd:/usr/sbin/nologin\n"
+        return ContainerNeeds({"/etc/passwd": passwd}, capabilities=("SETGID", "SETUID", "SYS_CHROOT"))
 
     async def traffic(self, spec: ProxySpec) -> Traffic | None:  # noqa: ARG002
         """Return None: neither side counts."""

@@ -5,13 +5,15 @@
 set -euo pipefail
 
 BASE=debian:bookworm-slim
-PROXIES=mini-stream-proxies:test
+PROXIES=mini-stream-proxies
 export DOCKER_API_VERSION=${DOCKER_API_VERSION:-1.41}
 
 start_engine() {
     docker info >/dev/null 2>&1 && return
-    # overlay file systems do not stack on every machine's own: vfs does, and these images are few
-    nohup dockerd --storage-driver="${DOCKER_STORAGE:-vfs}" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
+    local storage=overlay2  # overlay file systems do not stack: where Docker's folder lies on one, vfs copies
+    mkdir -p /var/lib/docker
+    [ "$(stat -f -c %T /var/lib/docker)" != overlayfs ] || storage=vfs
+    nohup dockerd --storage-driver="${DOCKER_STORAGE:-$storage}" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
     echo $! >/run/mini-stream-dockerd.pid
     for _ in $(seq 100); do
         docker info >/dev/null 2>&1 && return
@@ -34,14 +36,7 @@ make_base() {
 }
 
 make_proxies() {
-    docker image inspect "$PROXIES" >/dev/null 2>&1 && return
-    docker build --quiet --tag "$PROXIES" - >/dev/null <<EOF
-FROM $BASE
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy nginx-light libnginx-mod-stream
-# Debian loads nginx's stream module at run time; the official image, which the proxy is written for, has it built in
-RUN printf '#!/bin/sh\nexec /usr/sbin/nginx -g "load_module /usr/lib/nginx/modules/ngx_stream_module.so;" "\$@"\n' \
-        > /usr/local/bin/nginx && chmod +x /usr/local/bin/nginx
-EOF
+    docker build --quiet --tag "$PROXIES" "$(dirname "$0")/../../s2cs/dataservers/images" >/dev/null
 }
 
 start_engine
