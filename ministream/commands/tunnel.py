@@ -19,7 +19,8 @@ from ministream.commands.children import Child, Children
 from s2cs.client import Gateway, Tunnel
 from s2cs.dataservers.kinds import proxy_kind
 from s2cs.dataservers.rendering import find_program
-from s2cs.dataservers.runner_process import ProcessRunner, end_members
+from s2cs.dataservers.runner_process import ProcessRunner
+from s2cs.dataservers.supervisor import Proxies
 from s2cs.site import init_site
 
 SIDES = {"p2cs": "producer", "c2cs": "consumer"}
@@ -106,7 +107,8 @@ class LocalTunnel:
         """End the proxies of a control server that was killed: they outlive it, for one that will not come."""
         for child in self.servers:
             if child.failed:
-                asyncio.run(end_members(self._folder / f"{child.name}-state" / "sessions"))
+                proxies = Proxies(self._kind, self._folder / f"{child.name}-state" / "sessions")
+                asyncio.run(proxies.end_strangers([]))
 
     def _serve(self, name: str, ports: range) -> Child:
         site, self._tokens[name] = init_site(self._folder / name, [HOST])

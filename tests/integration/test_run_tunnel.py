@@ -16,10 +16,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from docker import DockerClient
 
 from aps_mini_apps import batch
 from aps_mini_apps.daq.phantom import PhantomSource
 from aps_mini_apps.dist.correction import Correction
+from s2cs.dataservers.runner_docker import LABEL_FOLDER
 from tests.integration.conftest import Program, Start
 from tests.integration.test_run import last_file, read, write_scan
 
@@ -54,6 +56,11 @@ def processes(scratch: Path) -> dict[int, str]:
 
 def proxies(scratch: Path, side: str) -> list[int]:
     return [pid for pid, command in processes(scratch).items() if f"{side}-state/sessions/" in command]
+
+
+def control_server(scratch: Path, side: str) -> int:
+    (pid,) = (pid for pid, words in processes(scratch).items() if f"{side}-state" in words and " serve " in words)
+    return pid
 
 
 def assert_nothing_left(scratch: Path) -> None:
@@ -220,11 +227,24 @@ def test_a_control_server_killed_ends_the_run_and_leaves_no_proxy(start: Start, 
     run = start("run", scan, *QUICK, "--tunnel", TMPDIR=str(scratch))
     event_of(run, "c2cs", "session streaming")
     assert proxies(scratch, "c2cs")
-    (server,) = (pid for pid, command in processes(scratch).items() if "c2cs-state" in command and " serve " in command)
-    os.kill(server, signal.SIGKILL)
+    os.kill(control_server(scratch, "c2cs"), signal.SIGKILL)
     assert run.finish() == 2
     assert run.errors[-1].startswith("c2cs failed: ended by signal 9")
     assert_nothing_left(scratch)
+
+
+def test_a_control_server_killed_ends_its_containers(
+    start: Start, scan: Path, scratch: Path, docker_client: DockerClient
+) -> None:
+    run = start("run", scan, *QUICK, "--tunnel", "--proxy", "docker:stunnel", TMPDIR=str(scratch))
+    event_of(run, "c2cs", "session streaming")
+    assert proxies(scratch, "c2cs")
+    os.kill(control_server(scratch, "c2cs"), signal.SIGKILL)
+    assert run.finish() == 2
+    assert_nothing_left(scratch)
+    assert not [
+        c for c in docker_client.containers.list(all=True) if c.labels.get(LABEL_FOLDER, "").startswith(str(scratch))
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,32 +5,19 @@ Where no engine runs, `tests/docker/engine.sh` starts one and makes the image.
 
 import asyncio
 import os
-from pathlib import Path
 
 import pytest
-from docker import DockerClient
 
 from ministream.base.errors import UserError
 from s2cs.dataservers import proc
-from s2cs.dataservers.runner_docker import OWN_IMAGE, engine
+from s2cs.dataservers.runner_docker import OWN_IMAGE
 from tests.integration.hops import Hop, count, echo, until
 
-SOCKET = Path("/var/run/docker.sock")
 IMAGES = {"haproxy": OWN_IMAGE, "nginx": OWN_IMAGE}  # the official ones need a registry
 
 
-@pytest.fixture
-def client() -> DockerClient:
-    if not (os.environ.get("DOCKER_HOST") or SOCKET.exists()):
-        pytest.skip("no Docker engine here: tests/docker/engine.sh makes one")
-    client = engine()
-    if not client.images.list(OWN_IMAGE):
-        pytest.skip(f"the Docker engine has no image {OWN_IMAGE}: tests/docker/engine.sh makes it")
-    return client
-
-
 @pytest.mark.parametrize(("kind", "containers"), [("haproxy", 2), ("nginx", 2), ("stunnel", 2), ("ssh", 1)])
-def test_containers_serve_come_back_when_killed_and_leave_nothing(tmp_path, client, kind, containers):
+def test_containers_serve_come_back_when_killed_and_leave_nothing(tmp_path, docker_client, kind, containers):
     async def main() -> None:
         async with Hop(f"docker:{kind}", tmp_path, images=IMAGES) as hop:
             payload = os.urandom(1 << 20)
@@ -38,13 +25,13 @@ def test_containers_serve_come_back_when_killed_and_leave_nothing(tmp_path, clie
             assert await count(hop.running[1], 2 * len(payload)) < 3 * len(payload)
             records = [proxy.record.container for proxy in hop.running if proxy.record.container]
             assert len(records) == containers
-            for number, container in enumerate(map(client.containers.get, records), 1):
+            for number, container in enumerate(map(docker_client.containers.get, records), 1):
                 assert_confined(container.attrs, kind)
                 container.kill()
                 assert await until(lambda number=number: len(hop.restarts) == number) < 1.0
             assert all("code 137" in why for why in hop.restarts)
             await echo(hop.entrances[0], b"after")
-        assert not {c.id for c in client.containers.list(all=True)} & set(records)
+        assert not {c.id for c in docker_client.containers.list(all=True)} & set(records)
         assert not hop.ports & proc.listened_ports()
         assert not hop.failures
 
@@ -63,8 +50,8 @@ def assert_confined(attributes: dict, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("images", "cure"), [({}, "docker pull haproxy:lts"), ({"haproxy": "x:1"}, "docker pull x:1")])
-def test_a_missing_image_is_told_with_the_command_that_brings_it(tmp_path, client, images, cure):
-    if client.images.list(images.get("haproxy", "haproxy:lts")):
+def test_a_missing_image_is_told_with_the_command_that_brings_it(tmp_path, docker_client, images, cure):
+    if docker_client.images.list(images.get("haproxy", "haproxy:lts")):
         pytest.skip("this engine has it")
 
     async def main() -> None:
