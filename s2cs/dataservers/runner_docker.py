@@ -100,7 +100,12 @@ class DockerHandle:
 
     def alive(self) -> bool:
         """Return whether it runs."""
-        self._container.reload()
+        import docker
+
+        try:
+            self._container.reload()
+        except docker.errors.NotFound:
+            return False
         return self._container.status == "running"
 
     def listening(self) -> frozenset[int]:
@@ -109,14 +114,17 @@ class DockerHandle:
 
     async def wait(self) -> str:
         """Return how it ended, once it has."""
-        with suppress(ProcessLookupError):  # it has ended already
+        with suppress(OSError):  # it has ended already
             pidfd = os.pidfd_open(self._container.attrs["State"]["Pid"])
             try:
                 await until_readable(pidfd)  # holds no thread, of which there are few
             finally:
                 os.close(pidfd)
-        result = await _call(self._container.wait)
-        self._said = await _call(lambda: self._container.logs(tail=LAST_LINES).decode(errors="replace"))
+        try:
+            result = await _call(self._container.wait)
+            self._said = await _call(lambda: self._container.logs(tail=LAST_LINES).decode(errors="replace"))
+        except UserError as error:  # somebody has removed it, or the engine itself has ended
+            return str(error)
         return f"its container ended with code {result['StatusCode']}"
 
     def last_words(self) -> str:
@@ -189,7 +197,7 @@ def _place(files: Mapping[str, str], folder: Path) -> list[str]:
 
 def _containers(client: "DockerClient", label: str, value: str = "") -> "list[Container]":
     wanted = f"{label}={value}" if value else label
-    return client.containers.list(all=True, filters={"label": wanted})
+    return client.containers.list(all=True, filters={"label": wanted}, ignore_removed=True)
 
 
 def _remove(container: "Container") -> None:

@@ -31,6 +31,7 @@ make_base() {
     root=$(mktemp -d)
     debootstrap --variant=minbase --include=ca-certificates bookworm "$root" >/dev/null
     cp -r /etc/ssl/certs/. "$root/etc/ssl/certs/"
+    rm -rf "$root"/usr/share/{doc,man,locale} "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
     tar -C "$root" -c . | docker import - "$BASE" >/dev/null
     rm -rf "$root"
 }
