@@ -9,7 +9,9 @@ targets, and learn them, and do nothing else.
 import importlib.util
 import json
 import os
+import pwd
 import sys
+from pathlib import Path
 from typing import ClassVar
 
 from cryptography import x509
@@ -22,6 +24,7 @@ from s2cs.trust import account_name
 
 TARGETS = "targets"
 _FORWARDER = "ssh_forward.json"
+_NO_SHELLS = ("nologin", "false")
 
 
 class Ssh:
@@ -36,17 +39,22 @@ class Ssh:
     package: ClassVar[str] = "openssh-server"
     supports_rate: ClassVar[bool] = False
 
+    def __init__(self, *, in_container: bool = False) -> None:
+        self._in_container = in_container  # where the account is what `container` says
+
     def render(self, spec: ProxySpec) -> dict[str, str]:
         """Return the files of sshd, or of the forwarder; the peer's certificate must be there already.
 
         Raises
         ------
         UserError
-            If the session is to be plaintext, or paramiko is not installed.
+            If the session is to be plaintext, paramiko is not installed, or the gateway's account may not log in.
         """
         tls = _tls(spec)
         if tls.side == "client":
             return {_FORWARDER: _forwarder(spec, tls)}
+        if not self._in_container:
+            _check_login()
         peer = x509.load_pem_x509_certificate(tls.peer_certificate.read_bytes())
         key = peer.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
         return {
@@ -84,6 +92,19 @@ def _tls(spec: ProxySpec) -> Tls:
     if spec.tls is None:
         raise UserError("proxy ssh cannot be plaintext: open the session encrypted, or use haproxy or nginx")
     return spec.tls
+
+
+def _check_login() -> None:
+    """Refuse an account for which sshd would run nothing, not even what tells the targets."""
+    try:
+        shell = pwd.getpwuid(os.geteuid()).pw_shell
+    except KeyError:
+        shell = "nologin"
+    if Path(shell).name in _NO_SHELLS:
+        raise UserError(
+            f"proxy ssh lets the other gateway log in to this one's account, and {account_name()} has no login shell: "
+            "run the control server as a user who has, or choose another --type"
+        )
 
 
 def _forwarder(spec: ProxySpec, tls: Tls) -> str:

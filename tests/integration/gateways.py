@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,10 +158,10 @@ def request(uid: str, role: str = "PROD", **fields: Any) -> pb.Request:
 
 
 class Process:
-    """A control server in a process of its own, by the command's words."""
+    """A control server in a process of its own, by the command's words; `wrapper` are words before them."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
-        command = [sys.executable, "-c", "from s2cs.main import main; main()", *words]
+    def __init__(self, folder: Path, *words: str, wrapper: Sequence[str] = ()) -> None:
+        command = [*wrapper, sys.executable, "-c", "from s2cs.main import main; main()", *words]
         command += ["--log-format", "json", "--state-dir", str(folder / "state"), "--allow", ANYWHERE]
         command += ["--listener-ip", PROD_HOST, "--insecure-no-auth", "--no-ssl", "--plaintext", "--drain", "20"]
         self._child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
@@ -186,8 +186,8 @@ class Process:
 
 
 @contextlib.asynccontextmanager
-async def process(folder: Path, *words: str) -> AsyncIterator[tuple[Process, Side]]:
-    child = Process(folder, *words)
+async def process(folder: Path, *words: str, wrapper: Sequence[str] = ()) -> AsyncIterator[tuple[Process, Side]]:
+    child = Process(folder, *words, wrapper=wrapper)
     try:
         address = (await child.wait_for("serving"))["address"]
         async with grpc.aio.insecure_channel(address) as channel:
