@@ -67,7 +67,7 @@ class EndedFlows:
             raise
 
     def read(self) -> list[Flow]:
-        """Return those that have ended since the last call; some are missed where many hundred did."""
+        """Return those that have ended since the last call; some are missed where a thousand did."""
         ended: list[Flow] = []
         while True:
             try:

@@ -1,4 +1,7 @@
-"""A proxy's traffic as the kernel counts it, for programs that do not count themselves."""
+"""A proxy's traffic as the kernel counts it: at once, and whether or not the program counts, too.
+
+At the encrypted end, what it counts is what is on the wire: some thousandths more than what the other end carries.
+"""
 
 from s2cs.dataservers.flows import EndedFlows, Flow, open_flows
 from s2cs.dataservers.spec import Traffic

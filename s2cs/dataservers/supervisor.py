@@ -140,8 +140,13 @@ class Proxy:
         return self._handle.alive()
 
     async def traffic(self) -> Traffic | None:
-        """Return what went through it: its own count, else the kernel's; None where neither tells."""
-        return await self._kind.traffic(self._spec) or self._meter.read()
+        """Return what went through it; None where neither the program nor the kernel tells.
+
+        Each can only have missed something, the program the last seconds and what was before its own restart, the
+        kernel what was before this control server's: the larger is the truer.
+        """
+        told = [count for count in (await self._kind.traffic(self._spec), self._meter.read()) if count]
+        return max(told, key=lambda count: count.bytes_in + count.bytes_out, default=None)
 
     async def stop(self) -> None:
         """End it; return when its processes are gone and its ports free."""
