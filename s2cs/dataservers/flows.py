@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A TCP connection, by the number that no other ever gets, and the bytes that it has received and delivered.
+    """A TCP connection, by the number that no other ever gets, and the payload bytes that it has received and sent.
 
-    Its orderly end counts as a byte, in each direction.
+    The kernel counts a peer's orderly end as a byte, which is taken off here: from one that was broken off, too, since
+    afterwards the two look alike.
     """
 
     cookie: int
@@ -25,11 +26,13 @@ class Flow:
 
 # linux/sock_diag.h, inet_diag.h, tcp.h: the request, the head of each answer, and where tcp_info keeps its counters
 _SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _DUMP, _INFO = 4, 20, 0x301, 2
-_CARRYING = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11  # established, or half-way through its end
+_CLOSE, _CLOSE_WAIT, _LAST_ACK, _CLOSING = 7, 8, 9, 11
+_PEER_ENDED = (_CLOSE, _CLOSE_WAIT, _LAST_ACK, _CLOSING)
+_CARRYING = 1 << 1 | 1 << 4 | 1 << 5 | 1 << _CLOSE_WAIT | 1 << _LAST_ACK | 1 << _CLOSING  # established, or half-way out
 _ENDS = 1 << 0 | 1 << 2  # the groups that hear of each TCP socket's end, IPv4 and IPv6
 _HEADER, _REQUEST = struct.Struct("=IHHII"), struct.Struct("=BBBxI48s")
 _ERROR, _DONE = 2, 3
-_PORT_AT, _COOKIE_AT, _ATTRIBUTES_AT, _ACKED_AT = 4, 44, 72, 120
+_STATE_AT, _PORT_AT, _COOKIE_AT, _ATTRIBUTES_AT, _RECEIVED_AT, _SENT_AT, _INFO_END = 1, 4, 44, 72, 128, 200, 216
 _BUFFER = 1 << 20
 _ATTACH_FILTER = 26  # asm-generic/socket.h
 
@@ -123,7 +126,8 @@ def _read_answer(answer: bytes, ports: frozenset[int]) -> Iterator[Flow]:
     at = _ATTRIBUTES_AT
     while at < len(answer):
         length, kind = struct.unpack_from("=HH", answer, at)
-        if kind == _INFO:
-            acked, received = struct.unpack_from("=QQ", answer, at + 4 + _ACKED_AT)
-            yield Flow(cookie, received, acked)
+        if kind == _INFO and length >= 4 + _INFO_END:  # Linux 4.19
+            (received,) = struct.unpack_from("=Q", answer, at + 4 + _RECEIVED_AT)
+            sent, again = struct.unpack_from("=QQ", answer, at + 4 + _SENT_AT)
+            yield Flow(cookie, max(0, received - (answer[_STATE_AT] in _PEER_ENDED)), sent - again)
         at += (length + 3) & ~3

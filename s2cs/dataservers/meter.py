@@ -32,8 +32,8 @@ class Meter:
             return None
         self._known |= now
         for flow in ended:
-            self._known.pop(flow.cookie, None)
-            self._received += flow.received
+            seen = self._known.pop(flow.cookie, flow)
+            self._received += max(seen.received, flow.received)  # a count never falls
             self._sent += flow.sent
         received = self._received + sum(flow.received for flow in self._known.values())
         sent = self._sent + sum(flow.sent for flow in self._known.values())
