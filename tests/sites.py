@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import random
+import signal
 import socket
 import socketserver
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from s2cs.client import Gateway
+from s2cs.dataservers import proc
 
 
 @contextlib.contextmanager
@@ -72,9 +74,9 @@ class Site:
     @functools.cached_property
     def address(self) -> str:
         """Where it serves, once it does; the same after it has come back."""
-        return self._served()
+        return self.wait_until_it_serves()
 
-    def _served(self) -> str:
+    def wait_until_it_serves(self) -> str:
         while not (served := [e for e in self.events() if "address" in e]):
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.02)
@@ -90,14 +92,19 @@ class Site:
         self.process.wait()
 
     def come_back(self) -> None:
-        """Serve again, after `kill`, with the same words on the same port."""
+        """Begin to serve again, after `kill`, with the same words on the same port."""
         self._begin(int(self.address.rpartition(":")[2]))
-        self._served()
 
     def end(self) -> int:
         """End the server in order; return its exit code."""
         self.process.terminate()
         return self.process.wait(20)
+
+    def clear(self) -> None:
+        """End whatever a test that failed has left of the server and its proxies."""
+        self.kill()
+        for pid in proc.members(self.state):
+            os.kill(pid, signal.SIGKILL)
 
     def gateway(self, name: str = "gateway") -> Gateway:
         return Gateway(self.address, name=name, ca=[self.ca], token=self.token)
@@ -114,9 +121,8 @@ def two_sites(folder: Path, **changes: str):
     with contextlib.ExitStack() as stack:
         sites = []
         for name in ("producer", "consumer"):
-            (folder / name).mkdir()
             sites.append(Site(folder / name, **changes))
-            stack.callback(sites[-1].kill)  # of no effect on one that has ended
+            stack.callback(sites[-1].clear)
         yield sites
         assert [site.end() for site in sites] == [0, 0]
 
@@ -135,9 +141,11 @@ def service(name: bytes):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
-        yield f"127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def converse(listener: str, name: bytes) -> bytes:
