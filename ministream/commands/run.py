@@ -25,11 +25,11 @@ from aps_mini_apps.links.push import QUEUE_FRAMES
 from aps_mini_apps.sirt.projectors import make_projector
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.writer import check_writable
+from ministream.base.children import Child, Children
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag, Stopped
 from ministream.base.log import get_logger
 from ministream.base.settings import Settings
-from ministream.commands.children import Child, Children
 from ministream.commands.live import Display
 from ministream.commands.settings import RunSettings
 from ministream.commands.story import Story

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ministream.commands.children import Child, Children
+from ministream.base.children import Child, Children
 from s2cs.client import Gateway, Tunnel
 from s2cs.dataservers.kinds import proxy_kind
 from s2cs.dataservers.rendering import find_program

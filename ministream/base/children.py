@@ -1,4 +1,4 @@
-"""Child programs of `ministream run`: started, listened to, ended.
+"""Child programs of another one of ours: started, listened to, ended.
 
 Each child logs JSON lines to its standard output; a thread per child puts them, parsed, into one bounded queue.
 A child leads its own session, so that Ctrl-C reaches this process alone, which then ends the others in order. It
