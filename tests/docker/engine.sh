@@ -28,9 +28,23 @@ make_base() {
     local root
     root=$(mktemp -d)
     debootstrap --variant=minbase --include=ca-certificates bookworm "$root" >/dev/null
+    slim "$root"
     cp -r /etc/ssl/certs/. "$root/etc/ssl/certs/"
     tar -C "$root" -c . | docker import - "$BASE" >/dev/null
     rm -rf "$root"
+}
+
+# Debian's official slim image leaves out the same, now and in whatever apt-get installs later.
+slim() {
+    local out
+    for out in doc info man locale lintian; do
+        echo "path-exclude /usr/share/$out/*"
+        find "$1/usr/share/$out" -mindepth 1 ! -name copyright ! -type d -delete 2>/dev/null || true
+    done >"$1/etc/dpkg/dpkg.cfg.d/docker"
+    echo "path-include /usr/share/doc/*/copyright" >>"$1/etc/dpkg/dpkg.cfg.d/docker"
+    echo 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin"; };' \
+        >"$1/etc/apt/apt.conf.d/docker-clean"
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/*
 }
 
 make_proxies() {
