@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from aps_mini_apps.quality.measures import Quality, compare
+from aps_mini_apps.report.preview import Result, draw, read_result
+from aps_mini_apps.report.story import Story
 from aps_mini_apps.sirt.writer import scan_of
 from ministream.base.errors import UserError
 from ministream.base.files import whole_or_absent
-from ministream.commands.preview import Result, draw, read_result
-from ministream.commands.story import Story
 
 Row = tuple[str, ...]
 Table = tuple[str, str, Row, list[Row]]
@@ -54,9 +54,9 @@ def write_report(folder: Path, story: Story) -> Report:
         picture.savefig(aside, dpi=110, format="png")
     headline, verdict = _headline(result, story, quality), _verdict(result, story)
     environment = Environment(
-        loader=PackageLoader("ministream.commands", "."), autoescape=select_autoescape(["html", "j2"])
+        loader=PackageLoader("aps_mini_apps.report", "."), autoescape=select_autoescape(["html", "j2"])
     )
-    text = environment.get_template("report.html.j2").render(
+    text = environment.get_template("page.html.j2").render(
         title=title,
         complete=result.attributes["state"] == "complete",
         verdict=verdict,
@@ -139,8 +139,7 @@ def _show(value: object) -> str:
     return f"{value:.5g}" if isinstance(value, float | np.floating) else str(value)
 
 
-def summary_lines(report: Report) -> list[str]:
-    """Return the end of the story for a terminal."""
-    width = max(len(name) for name, _ in report.headline)
-    figures = (f"  {name:<{width}}  {value}" for name, value in report.headline)
-    return ["", report.verdict, *figures, f"Look at {report.page} and {report.preview}."]
+def summary_lines(verdict: str, figures: Sequence[tuple[str, str]], *hints: str) -> list[str]:
+    """Return the end of the story for a terminal: the verdict, the figures in a column, what to do next."""
+    width = max((len(name) for name, _ in figures), default=0)
+    return ["", verdict, *(f"  {name:<{width}}  {value}" for name, value in figures), *hints]
