@@ -25,7 +25,7 @@ from aps_mini_apps.sirt.writer import ReconstructionWriter, check_writable, writ
 from aps_mini_apps.wire.note import Note
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
-from ministream.base.log import get_logger
+from ministream.base.log import get_logger, repeat
 from ministream.base.pulse import Pulse
 
 
@@ -72,8 +72,7 @@ def _open_receiver(settings: SirtSettings, stop: StopFlag) -> FrameReceiver:
 
 def _repeat(note: Note) -> None:
     """Log what the producer's programs have logged, in their name and with their time; `via` tells it from our own."""
-    log = getattr(get_logger(), note.level)
-    log(note.event, time=note.time, service=note.service, **note.fields, via="sirt")
+    repeat(note.as_event() | {"via": "sirt"})
 
 
 def _source(settings: SirtSettings) -> str:

@@ -7,7 +7,7 @@ line with the keys `time`, `level`, `service`, `event` and the event's fields. A
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO, cast
 
@@ -48,6 +48,13 @@ def configure(
 def get_logger() -> Logger:
     """Return the logger of this process: `get_logger().info("scan started", frames=180)`."""
     return cast("Logger", structlog.get_logger())
+
+
+def repeat(event: Mapping[str, Any]) -> None:
+    """Log an event of another program as it is: with its time, under its name (the keys `time` and `service`)."""
+    fields = dict(event)
+    level = _LEVELS.get(str(fields.pop("level", "info")), _LEVELS["error"])
+    get_logger().log(level, fields.pop("event", ""), **fields)
 
 
 @contextmanager

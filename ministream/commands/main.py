@@ -10,6 +10,7 @@ from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
 from ministream.base.cli import add_program, new_app
 from ministream.commands.settings import RunSettings
+from producer.settings import ProducerSettings
 
 app = new_app("Mini-Stream: live tomography across facilities.")
 
@@ -29,6 +30,7 @@ add_program(
 add_program(app, "daq", DaqSettings, _late("aps_mini_apps.daq.program"))
 add_program(app, "dist", DistSettings, _late("aps_mini_apps.dist.program"))
 add_program(app, "sirt", SirtSettings, _late("aps_mini_apps.sirt.program"))
+add_program(app, "producer", ProducerSettings, _late("producer.program"))
 add_program(
     app,
     "quality",

@@ -10,6 +10,7 @@ from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
 from ministream.base.settings import SECTIONS, Settings, read_yaml
 from ministream.commands.settings import RunSettings
+from producer.settings import ProducerSettings
 from s2cs.settings import ServerSettings
 
 MODELS: dict[str, type[Settings]] = {
@@ -18,6 +19,7 @@ MODELS: dict[str, type[Settings]] = {
     "dist": DistSettings,
     "sirt": SirtSettings,
     "quality": QualitySettings,
+    "producer": ProducerSettings,
     "s2cs": ServerSettings,
 }
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
