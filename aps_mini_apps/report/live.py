@@ -1,6 +1,5 @@
 """What a person sees while a scan runs: a table that is kept up to date, or plain lines where there is no screen."""
 
-import time
 from types import TracebackType
 from typing import Any, Self
 
@@ -8,7 +7,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from aps_mini_apps.report.progress import Progress
+from aps_mini_apps.report.progress import Progress, new_event
 from ministream.base import log
 from ministream.base.pulse import Pulse
 
@@ -58,9 +57,7 @@ class Display:
         if self._live:
             self._live.update(self._table())
         elif self.progress.known and self._pulse.due():
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
-            head = {"time": stamp, "level": "info", "service": self._service, "event": "progress"}
-            self._line(head | self.progress.figures())
+            self._line(new_event(self._service, "progress", **self.progress.figures()))
 
     def _line(self, event: dict[str, Any]) -> None:
         text = log.format_json(event) if self._style == "json" else log.format_text(event)

@@ -72,12 +72,16 @@ def write_report(folder: Path, story: Story) -> Report:
     return Report(preview=preview, page=page, quality=quality, verdict=verdict, headline=headline)
 
 
+def verdict_on(state: str, lost: int) -> str:
+    """Return in a sentence how a scan has ended; `state` is "complete" or why it is not."""
+    loss = "no frame was lost" if not lost else f"{lost} frames were lost"
+    return f"The scan is complete; {loss}." if state == "complete" else f"The scan is not complete: {state}; {loss}."
+
+
 def _verdict(result: Result, story: Story) -> str:
     # a frame that the distributor never got is a gap for every worker too: the losses are not added up
     lost = max((int(event.get("lost", 0)) for event in story.services.values()), default=0)
-    state = str(result.attributes["state"])
-    loss = "no frame was lost" if not lost else f"{lost} frames were lost"
-    return f"The scan is complete; {loss}." if state == "complete" else f"The scan is not complete: {state}; {loss}."
+    return verdict_on(str(result.attributes["state"]), lost)
 
 
 def _headline(result: Result, story: Story, quality: Quality | None) -> list[tuple[str, str]]:

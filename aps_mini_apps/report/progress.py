@@ -2,7 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
+
+from ministream.base.log import LogLevel
 
 Event = Mapping[str, Any]
 
@@ -71,6 +74,12 @@ class Progress:
 
     def _values(self, service: str, key: str) -> list[float]:
         return [_number(event, key) for name, event in self._latest.items() if name.startswith(service)]
+
+
+def new_event(service: str, event: str, level: LogLevel = "info", **fields: Any) -> dict[str, Any]:
+    """Return a log event of this moment, in the form in which programs log theirs."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"time": now, "level": level, "service": service, "event": event, **fields}
 
 
 def _number(event: Event, key: str) -> float:

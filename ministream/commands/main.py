@@ -9,8 +9,9 @@ from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
 from ministream.base.cli import add_program, new_app
-from ministream.commands.settings import RunSettings
+from ministream.commands.settings import ClientSettings, RunSettings
 from producer.settings import ProducerSettings
+from receiver.settings import ReceiverSettings, WorkerSettings
 
 app = new_app("Mini-Stream: live tomography across facilities.")
 
@@ -38,6 +39,9 @@ add_program(
     _late("aps_mini_apps.quality.program"),
     arguments={"image": "Reconstruction to judge.", "reference": "What to compare it with."},
 )
+add_program(app, "receiver", ReceiverSettings, _late("receiver.program"))
+add_program(app, "worker", WorkerSettings, _late("receiver.worker"))
+add_program(app, "client", ClientSettings, _late("ministream.commands.client"))
 
 
 def main() -> None:
