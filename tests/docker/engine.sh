@@ -10,12 +10,15 @@ export DOCKER_API_VERSION=${DOCKER_API_VERSION:-1.41}
 
 start_engine() {
     docker info >/dev/null 2>&1 && return
-    # overlay file systems do not stack on every machine's own: vfs does, and these images are few
-    nohup dockerd --storage-driver="${DOCKER_STORAGE:-vfs}" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
-    echo $! >/run/mini-stream-dockerd.pid
-    for _ in $(seq 100); do
-        docker info >/dev/null 2>&1 && return
-        sleep 0.2
+    local storage
+    # overlay file systems do not stack on every machine's own; vfs works everywhere, and copies every layer
+    for storage in ${DOCKER_STORAGE:-overlay2 vfs}; do
+        nohup dockerd --storage-driver="$storage" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
+        echo $! >/run/mini-stream-dockerd.pid
+        while kill -0 $! 2>/dev/null; do
+            docker info >/dev/null 2>&1 && return
+            sleep 0.2
+        done
     done
     echo "dockerd did not start:" >&2
     tail -20 /var/log/mini-stream-dockerd.log >&2
@@ -27,6 +30,7 @@ make_base() {
     timeout 20 docker pull --quiet "$BASE" 2>/dev/null && return
     local root
     root=$(mktemp -d)
+    chmod 755 "$root"  # it becomes the image's /, which users other than root must enter
     debootstrap --variant=minbase --include=ca-certificates bookworm "$root" >/dev/null
     slim "$root"
     cp -r /etc/ssl/certs/. "$root/etc/ssl/certs/"
