@@ -56,7 +56,8 @@ ENTRYPOINT ["gateway"]
 
 FROM builder AS pipeline-packages
 COPY requirements.txt /
-RUN pip --python /opt/venv/bin/python install --quiet --only-binary :all: --requirement /requirements.txt
+RUN pip --python /opt/venv/bin/python install --quiet --only-binary :all: --requirement /requirements.txt \
+ && find /opt/venv -type d -name tests -prune -exec rm -rf {} +
 
 FROM python AS pipeline
 RUN install -d -o ministream -g ministream /mnt/output /var/cache/mini-stream \
