@@ -46,12 +46,14 @@ RUN apt-get update -qq \
 COPY --from=builder /stunnel/usr/bin/stunnel4 /usr/bin/stunnel
 COPY --from=control-packages /opt/venv /opt/venv
 COPY --from=app /app /app
-COPY docker/gateway /usr/bin/
+COPY docker/gateway docker/healthy /usr/bin/
 ENV MINISTREAM_S2CS_SERVER_CRT=/var/lib/s2cs/site/server.crt \
     MINISTREAM_S2CS_SERVER_KEY=/var/lib/s2cs/site/server.key \
     MINISTREAM_S2CS_STATE_DIR=/var/lib/s2cs/state \
     MINISTREAM_S2CS_METRICS_PORT=9464
 USER ministream
+HEALTHCHECK --interval=2s --timeout=2s --start-period=20s --retries=3 \
+    CMD healthy "http://${MINISTREAM_S2CS_METRICS_IP:-127.0.0.1}:${MINISTREAM_S2CS_METRICS_PORT}/metrics"
 ENTRYPOINT ["gateway"]
 
 FROM builder AS pipeline-packages
@@ -61,8 +63,14 @@ RUN pip --python /opt/venv/bin/python install --quiet --only-binary :all: --requ
 
 FROM python AS pipeline
 RUN install -d -o ministream -g ministream /mnt/output /var/cache/mini-stream \
- && install -d -o ministream -g ministream -m 700 /access /access/producer /access/consumer /access/receiver
+ && install -d -o ministream -g ministream -m 700 /access /access/producer /access/consumer /access/receiver /var/lib/receiver
 COPY --from=pipeline-packages /opt/venv /opt/venv
 COPY --from=app /app /app
-ENV NUMBA_CACHE_DIR=/var/cache/mini-stream MPLCONFIGDIR=/tmp/matplotlib
+COPY docker/healthy /usr/bin/
+ENV NUMBA_CACHE_DIR=/var/cache/mini-stream \
+    MPLCONFIGDIR=/tmp/matplotlib
 USER ministream
+# Compiled here for this machine's processor, and again by whoever runs the image on another kind: the folder is a
+# volume's, which begins as a copy of it.
+RUN python3 -m receiver.kernels --slices 16
+CMD ["ministream", "--help"]
