@@ -1,5 +1,6 @@
 """`/metrics` for Prometheus: what the receiver does, and how far its scan is, read off the desk when it is asked."""
 
+import math
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -46,6 +47,6 @@ class Metrics(Collector):
             runs.add_metric([name.value], count)
         yield runs
         for key, (metric, text) in _GAUGES.items():
-            value = status.get(key)
-            yield GaugeMetricFamily(_PREFIX + metric, text, value=float("nan") if value is None else float(value))
+            value = status.get(key, 0)
+            yield GaugeMetricFamily(_PREFIX + metric, text, value=math.nan if value is None else float(value))
         yield GaugeMetricFamily(f"{_PREFIX}files_written", "Files of the scan", value=len(status["files"]))

@@ -60,7 +60,10 @@ def reconstruction(order: Order, settings: ReceiverSettings) -> SirtSettings:
     """Return the reconstruction's settings as each worker will load them."""
     if strange := sorted(set(order.options) - OPTIONS):
         raise UserError(f"a client cannot choose {', '.join(strange)}: it may choose {', '.join(sorted(OPTIONS))}")
-    return SirtSettings.load("sirt", config=settings.config_file, environment=os.environ, overrides=order.options)
+    try:
+        return SirtSettings.load("sirt", config=settings.config_file, environment=os.environ, overrides=order.options)
+    except UserError as error:
+        raise UserError(str(error).replace("command line: ", "option ")) from error
 
 
 def worker_options(order: Order, rank: int, chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:

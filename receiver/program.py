@@ -1,7 +1,6 @@
 """The service's life: it makes its access files, then serves, and carries out one run after the other."""
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from aps_mini_apps.report.live import Display
 from aps_mini_apps.report.progress import new_event
 from aps_mini_apps.report.story import Story
 from aps_mini_apps.sirt.writer import check_writable, scan_of
+from ministream.base import log
 from ministream.base.children import Children, command_line
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import SLICE, StopFlag, Stopped
-from ministream.base.log import get_logger
 from receiver.access import Access, prepare
 from receiver.api import make_api
 from receiver.crew import make_crew
@@ -30,7 +29,7 @@ SERVICE = "receiver"
 
 def main(settings: ReceiverSettings) -> int:
     """Serve until a signal says otherwise; 1 if that cut a run off."""
-    stop, log = StopFlag().install(), get_logger()
+    stop, say = StopFlag().install(), log.get_logger()
     check_writable(Path(settings.output))
     access = Access(Path(settings.access))
     key = prepare(access, settings.key_folder)
@@ -40,9 +39,9 @@ def main(settings: ReceiverSettings) -> int:
         {"certificate": None, "key": None} if settings.plaintext else {"certificate": access.certificate, "key": key}
     )
     if settings.plaintext:
-        log.warning("plain HTTP (--plaintext): whoever can listen on the way reads the token")
-    with Serving(api, settings.bind, settings.port, **files) as serving, Children(stop, _log_kernels) as kernels:
-        log.info(
+        say.warning("plain HTTP (--plaintext): whoever can listen on the way reads the token")
+    with Serving(api, settings.bind, settings.port, **files) as serving, Children(stop, log.repeat) as kernels:
+        say.info(
             "serving",
             address=f"{settings.bind}:{serving.port}",
             tls=not settings.plaintext,
@@ -54,13 +53,8 @@ def main(settings: ReceiverSettings) -> int:
             kernels.start("kernels", "receiver.kernels", command_line({"slices": settings.slices}))
         service = _Service(settings, desk, roster)
         cut_off = service.work(stop, serving, kernels)
-    log.info("ended", reason=_reason(stop))
+    say.info("ended", reason=_reason(stop))
     return 1 if cut_off else 0
-
-
-def _log_kernels(event: Mapping[str, Any]) -> None:
-    fields = {name: value for name, value in event.items() if name not in ("time", "level", "service", "event")}
-    getattr(get_logger(), str(event.get("level", "info")))(event.get("event"), **fields)
 
 
 def _reason(stop: StopFlag) -> str:
@@ -116,7 +110,7 @@ class _Service:
         except Stopped as error:
             reason = f"stopped: {error}"
         except Exception as error:  # the service stays for the next run
-            get_logger().exception("internal fault: please report this")
+            log.get_logger().exception("internal fault: please report this")
             reason = f"internal fault of the receiver: {error!r}"
         report = self._report(run, time.monotonic() - began, hear)
         self._end(run, state, reason, report=report)
@@ -141,9 +135,9 @@ class _Service:
         run.end(final)
 
     def _report(self, run: Run, seconds: float, hear: Any) -> str | None:
-        """Write the report of what has been reconstructed, if anything has; return its file."""
+        """Write the report, if anything has been reconstructed and nobody is in haste; return its file."""
         progress = run.progress
-        if not progress.files:
+        if not (self._settings.report and progress.files) or run.stop:
             return None
         from aps_mini_apps.report.page import write_report  # loads matplotlib, when the scan is over
 

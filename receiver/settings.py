@@ -28,6 +28,7 @@ class ReceiverSettings(Settings):
     plaintext: bool = option(False, help="Serve without TLS: whoever can listen on the way reads the token.")
 
     output: str = option("output", names="-o", help="Folder for reconstructions, preview.png and report.html.")
+    report: bool = option(True, help="Write preview.png and report.html when a run has ended.")
     workers: int = option(16, ge=1, help="Most listeners, and so workers, of a run.", group="Runs")
     remote_workers: int = option(
         0, ge=0, help="Start no workers here: as many as this join from elsewhere.", group="Runs"

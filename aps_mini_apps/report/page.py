@@ -2,7 +2,7 @@
 
 import base64
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from aps_mini_apps.quality.measures import Quality, compare
 from aps_mini_apps.report.preview import Result, draw, read_result
-from aps_mini_apps.report.story import Story
+from aps_mini_apps.report.story import Story, verdict_on
 from aps_mini_apps.sirt.writer import scan_of
 from ministream.base.errors import UserError
 from ministream.base.files import whole_or_absent
@@ -70,12 +70,6 @@ def write_report(folder: Path, story: Story) -> Report:
     with whole_or_absent(page) as aside:
         aside.write_text(text, encoding="utf-8")
     return Report(preview=preview, page=page, quality=quality, verdict=verdict, headline=headline)
-
-
-def verdict_on(state: str, lost: int) -> str:
-    """Return in a sentence how a scan has ended; `state` is "complete" or why it is not."""
-    loss = "no frame was lost" if not lost else f"{lost} frames were lost"
-    return f"The scan is complete; {loss}." if state == "complete" else f"The scan is not complete: {state}; {loss}."
 
 
 def _verdict(result: Result, story: Story) -> str:
@@ -141,9 +135,3 @@ def _show(value: object) -> str:
     if value is None or value == "":
         return "–"
     return f"{value:.5g}" if isinstance(value, float | np.floating) else str(value)
-
-
-def summary_lines(verdict: str, figures: Sequence[tuple[str, str]], *hints: str) -> list[str]:
-    """Return the end of the story for a terminal: the verdict, the figures in a column, what to do next."""
-    width = max((len(name) for name, _ in figures), default=0)
-    return ["", verdict, *(f"  {name:<{width}}  {value}" for name, value in figures), *hints]

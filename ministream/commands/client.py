@@ -9,7 +9,6 @@ import os
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -20,8 +19,8 @@ from rich.console import Console
 
 from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.report.live import Display
-from aps_mini_apps.report.page import summary_lines, verdict_on
 from aps_mini_apps.report.progress import Progress
+from aps_mini_apps.report.story import summary_lines, verdict_on
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import SLICE, StopFlag, Stopped
 from ministream.base.log import get_logger
@@ -124,7 +123,7 @@ def _gateway(address: str, folder: Path, name: str, stop: StopFlag) -> Gateway:
     gateway = Gateway(address, name=name, ca=[folder / "ca.crt"], token=token, stop=stop)
     try:
         with suppress(UnknownCallError):  # an existing SciStream server: it answers
-            gateway.list(str(uuid.uuid4()))
+            gateway.list()
     except BaseException:
         gateway.close()
         raise

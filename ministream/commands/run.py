@@ -23,7 +23,7 @@ from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.geometry import check_center, partition_rows
 from aps_mini_apps.links.push import QUEUE_FRAMES
 from aps_mini_apps.report.live import Display
-from aps_mini_apps.report.story import Story
+from aps_mini_apps.report.story import Story, summary_lines
 from aps_mini_apps.sirt.projectors import make_projector
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.writer import check_writable
@@ -67,7 +67,7 @@ def main(settings: RunSettings) -> int:
         stop = StopFlag().install()  # until here nothing runs that must be ended in order: Ctrl-C interrupts
         stopped = _run_programs(plan, story, stop, Display(console, style=settings.log_format, service="run"))
         story.truth = source.truth() if isinstance(source, PhantomSource) else None
-    from aps_mini_apps.report.page import summary_lines, write_report  # loads matplotlib, when the scan is over
+    from aps_mini_apps.report.page import write_report  # loads matplotlib, when the scan is over
 
     try:
         report = write_report(output, story)
