@@ -1,4 +1,12 @@
-"""What the receiver answers over HTTP. The README lists it; `receiver.caller` is its client.
+"""What the receiver answers over HTTP; `receiver.caller` is its client.
+
+    GET  /healthz, /metrics           without a token
+    GET  /status                      state, reason, figures and files of the run, or of the last one
+    POST /run                         {listeners, options} -> 202 {run}; 409 while one is under way, 422 with the reason
+    GET  /run/{id}/events?after=N     NDJSON: one numbered event a line, to the final one; an empty line is a heartbeat
+    POST /run/{id}/stop               {reason}
+    POST /workers                     {number, name} -> {post}: a worker asks for work, and is kept waiting for a moment
+    POST /workers/{number}/events     {run, events, ended} -> {stop}: what happened at its post
 
 Nothing is read of a request before its token is known to be right, and never more than `LARGEST` bytes.
 """
