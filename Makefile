@@ -8,11 +8,13 @@ ARGS ?=
 
 PROTO = s2cs/proto/scistream
 
-.PHONY: help run test lint bench proto lock clean install
+.PHONY: help run test lint bench proto lock clean install up down test-docker
 
 help:
 	@echo "make run [FILE=scan.h5] [ARGS=…]  stream a scan (without FILE: a phantom), reconstruct it, make a report"
 	@echo "make test                         run the tests"
+	@echo "make up, make down                two facilities in containers: a scan from one to the other; end them"
+	@echo "make test-docker                  run the tests of the containers alone (needs docker-compose)"
 	@echo "make lint                         style, types, direction of imports"
 	@echo "make bench                        benchmarks, as ratios against peers"
 	@echo "make lock                         renew the pinned requirements"
@@ -26,6 +28,20 @@ run: .venv/.installed
 
 test: .venv/.installed-dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+# docker-compose 1.29 and Docker's classic builder do as well as their successors
+COMPOSE ?= $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
+
+up:
+	$(COMPOSE) build
+	$(COMPOSE) up --exit-code-from ministream $(ARGS)
+
+down:
+	$(COMPOSE) down $(ARGS)
+
+test-docker: .venv/.installed-dev
+	@docker info >/dev/null 2>&1 || bash tests/docker/engine.sh
+	@$(BIN)/python -m pytest tests/docker $(ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
