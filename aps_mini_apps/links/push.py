@@ -31,8 +31,8 @@ QUEUE_FRAMES = 16
 QUEUE_NOTES = 64
 """Notes held for a moment with room; the oldest goes when one more comes."""
 
-FAREWELL = 5.0
-"""Seconds that the last message of a sender that fails, and the frames before it, get to leave."""
+FAREWELL = 8.0
+"""Seconds that the last message of a sender that fails, and the frames before it, get to leave; a child has 10."""
 
 
 class PeerStoppedError(UserError):
@@ -176,6 +176,7 @@ class PullReceiver(TImageReceiver):
             return False
         said = note.decode(message)
         if isinstance(said, note.Farewell):
+            self._line.patience.look()  # when both ends are asked to stop, each says so for itself
             raise PeerStoppedError(f"{self._peer} stopped: {said.reason}")
         if self._on_note is not None:
             self._on_note(said)
