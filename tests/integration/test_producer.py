@@ -37,7 +37,9 @@ def start_producer(start: Start, *options: str, **environment: str) -> tuple[Pro
 
 
 def start_worker(start: Start, endpoint: str) -> Program:
-    return start("sirt", "--source", endpoint, "--pub-addr", "", "--backend", "numpy", "--output", "out")
+    """Start a worker with short windows: it has soon reconstructed all that was on its way to it."""
+    options = ("--pub-addr", "", "--backend", "numpy", "--output", "out", "--window-length", "2")
+    return start("sirt", "--source", endpoint, *options)
 
 
 def ask(address: str, path: str) -> tuple[int, str]:
@@ -111,15 +113,15 @@ def test_a_stop_in_mid_scan_ends_all_workers_with_the_reason(start: Start, tmp_p
 
 
 def broken_scan(path: Path) -> Path:
-    """Write a scan whose frame 550 cannot be read, far behind the 32 MB that are read at once."""
-    shape = (600, 2048, 16)
+    """Write a scan of 1 MB frames whose frame 40 cannot be read: behind the 32 MB that are read at once."""
+    shape = (48, 4096, 128)
     with h5py.File(path, "w") as file:
         data = file.create_dataset("exchange/data", shape, np.uint16, chunks=(1, *shape[1:]), compression="gzip")
         data[:] = 550
         file["exchange/data_white"] = np.full((2, *shape[1:]), 1000, np.uint16)
         file["exchange/data_dark"] = np.full((2, *shape[1:]), 100, np.uint16)
         file["exchange/theta"] = np.linspace(0, 180, shape[0])
-        bad = data.id.get_chunk_info_by_coord((550, 0, 0))
+        bad = data.id.get_chunk_info_by_coord((40, 0, 0))
     with path.open("r+b") as raw:
         raw.seek(bad.byte_offset)
         raw.write(b"\xff" * bad.size)
