@@ -113,15 +113,15 @@ def test_a_stop_in_mid_scan_ends_all_workers_with_the_reason(start: Start, tmp_p
 
 
 def broken_scan(path: Path) -> Path:
-    """Write a scan of 1 MB frames whose frame 40 cannot be read: behind the 32 MB that are read at once."""
-    shape = (48, 4096, 128)
+    """Write a scan of 1 MB frames, read 32 at once, whose frame 100 cannot be: more than all queues hold lie before it."""
+    shape = (110, 4096, 128)
     with h5py.File(path, "w") as file:
         data = file.create_dataset("exchange/data", shape, np.uint16, chunks=(1, *shape[1:]), compression="gzip")
         data[:] = 550
         file["exchange/data_white"] = np.full((2, *shape[1:]), 1000, np.uint16)
         file["exchange/data_dark"] = np.full((2, *shape[1:]), 100, np.uint16)
         file["exchange/theta"] = np.linspace(0, 180, shape[0])
-        bad = data.id.get_chunk_info_by_coord((40, 0, 0))
+        bad = data.id.get_chunk_info_by_coord((100, 0, 0))
     with path.open("r+b") as raw:
         raw.seek(bad.byte_offset)
         raw.write(b"\xff" * bad.size)
