@@ -113,7 +113,7 @@ def test_a_stop_in_mid_scan_ends_all_workers_with_the_reason(start: Start, tmp_p
 
 
 def broken_scan(path: Path) -> Path:
-    """Write a scan of 1 MB frames, read 32 at once, whose frame 100 cannot be: more than all queues hold lie before it."""
+    """Write a scan of 1 MB frames, read 32 at once; frame 100 cannot be, behind more than all queues hold."""
     shape = (110, 4096, 128)
     with h5py.File(path, "w") as file:
         data = file.create_dataset("exchange/data", shape, np.uint16, chunks=(1, *shape[1:]), compression="gzip")
