@@ -10,14 +10,15 @@ export DOCKER_API_VERSION=${DOCKER_API_VERSION:-1.41}
 
 start_engine() {
     docker info >/dev/null 2>&1 && return
-    local storage=overlay2  # overlay file systems do not stack: where Docker's folder lies on one, vfs copies
-    mkdir -p /var/lib/docker
-    [ "$(stat -f -c %T /var/lib/docker)" != overlayfs ] || storage=vfs
-    nohup dockerd --storage-driver="${DOCKER_STORAGE:-$storage}" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
-    echo $! >/run/mini-stream-dockerd.pid
-    for _ in $(seq 100); do
-        docker info >/dev/null 2>&1 && return
-        sleep 0.2
+    local storage
+    # overlay file systems do not stack on every machine's own; vfs works everywhere, and copies every layer
+    for storage in ${DOCKER_STORAGE:-overlay2 vfs}; do
+        nohup dockerd --storage-driver="$storage" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
+        echo $! >/run/mini-stream-dockerd.pid
+        while kill -0 $! 2>/dev/null; do
+            docker info >/dev/null 2>&1 && return
+            sleep 0.2
+        done
     done
     echo "dockerd did not start:" >&2
     tail -20 /var/log/mini-stream-dockerd.log >&2
@@ -29,11 +30,25 @@ make_base() {
     timeout 20 docker pull --quiet "$BASE" 2>/dev/null && return
     local root
     root=$(mktemp -d)
+    chmod 755 "$root"  # it becomes the image's /, which users other than root must enter
     debootstrap --variant=minbase --include=ca-certificates bookworm "$root" >/dev/null
+    slim "$root"
     cp -r /etc/ssl/certs/. "$root/etc/ssl/certs/"
-    rm -rf "$root"/usr/share/{doc,man,locale} "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
     tar -C "$root" -c . | docker import - "$BASE" >/dev/null
     rm -rf "$root"
+}
+
+# Debian's official slim image leaves out the same, now and in whatever apt-get installs later.
+slim() {
+    local out
+    for out in doc info man locale lintian; do
+        echo "path-exclude /usr/share/$out/*"
+        find "$1/usr/share/$out" -mindepth 1 ! -name copyright ! -type d -delete 2>/dev/null || true
+    done >"$1/etc/dpkg/dpkg.cfg.d/docker"
+    echo "path-include /usr/share/doc/*/copyright" >>"$1/etc/dpkg/dpkg.cfg.d/docker"
+    echo 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin"; };' \
+        >"$1/etc/apt/apt.conf.d/docker-clean"
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/*
 }
 
 make_proxies() {
