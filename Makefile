@@ -8,11 +8,16 @@ ARGS ?=
 
 PROTO = s2cs/proto/scistream
 
-.PHONY: help run test lint bench proto lock clean install
+.PHONY: help run test soak faults fuzz lint bench proto lock clean install up down test-docker
 
 help:
 	@echo "make run [FILE=scan.h5] [ARGS=…]  stream a scan (without FILE: a phantom), reconstruct it, make a report"
 	@echo "make test                         run the tests"
+	@echo "make soak                         500 sessions, 50 at once, minutes of silence: what they leave behind"
+	@echo "make faults                       random kills of servers, proxies and clients in mid-stream"
+	@echo "make fuzz                         a minute of a fuzzer's bytes for all that reads messages, addresses, policies"
+	@echo "make up, make down                two facilities in containers: a scan from one to the other; end them"
+	@echo "make test-docker                  run the tests of the containers alone (needs docker-compose)"
 	@echo "make lint                         style, types, direction of imports"
 	@echo "make bench                        benchmarks, as ratios against peers"
 	@echo "make lock                         renew the pinned requirements"
@@ -26,6 +31,27 @@ run: .venv/.installed
 
 test: .venv/.installed-dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Long runs, with their figures.
+soak faults: .venv/.installed-dev
+	@$(BIN)/python -m pytest -m $@ -rP $(ARGS)
+
+fuzz: .venv/.installed-fuzz
+	@$(BIN)/python -m tests.fuzz.fuzz_control $(or $(ARGS),-max_total_time=60)
+
+# docker-compose 1.29 and Docker's classic builder do as well as their successors
+COMPOSE ?= $(shell command -v docker-compose >/dev/null && echo docker-compose || echo docker compose)
+
+up:
+	$(COMPOSE) build
+	$(COMPOSE) up --exit-code-from ministream $(ARGS)
+
+down:
+	$(COMPOSE) down $(ARGS)
+
+test-docker: .venv/.installed-dev
+	@docker info >/dev/null 2>&1 || bash tests/docker/engine.sh
+	@$(BIN)/python -m pytest tests/docker $(ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -53,6 +79,10 @@ install: .venv/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@
 
+.venv/.installed-fuzz: requirements-fuzz.txt .venv/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-fuzz.txt
+	@touch $@
+
 proto: .venv/.installed-dev
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTO).proto
 
@@ -61,6 +91,10 @@ lock: | .venv/bin/python
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --group dev \
 		-c requirements.txt pyproject.toml -o requirements-dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --group fuzz \
+		-o requirements-fuzz.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --group pyproject.toml:control \
+		-c requirements.txt -o requirements-s2cs.txt
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

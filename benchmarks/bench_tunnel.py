@@ -2,7 +2,7 @@
 
 Two control servers for each kind of proxy run on loopback, and all tunnels are open at once; rounds are interleaved
 and shuffled, so that a noisy moment meets everybody. Data flow from the service to the one who connected, as they do
-in a stream.
+in a stream; for plaintext the other way round is measured, too, which is what iperf3 measures when it is not told.
 
 The peers are today's SciStream proxies, run here as two hops with its documented settings: HAProxy (plain, its usual
 buffers), and stunnel with a pre-shared key and `eNULL` (TLS 1.2 that does not encrypt). Left out, in their favour, are
@@ -45,7 +45,10 @@ ROUTES = {
     "ssh": ("ssh", True),
 }
 """Kind of proxy and whether the way between the gateways is encrypted."""
-ROUNDS, SECONDS = 5, 1
+DIRECTIONS = {"service to client": ["-R"], "client to service": []}
+"""Ways that data flow, the stream's first, and the option of iperf3."""
+ROUNDS, PLAIN_ROUNDS, SECONDS = 5, 9, 1
+"""Plain routes differ little from a direct connection, which itself varies: their median needs more rounds."""
 OPENINGS = 5
 EXCHANGES = {64: 1000, 8 << 20: 100}
 """Number of exchanges for each size of message."""
@@ -209,8 +212,8 @@ def start_peer(
     return listeners[0], listeners[1]
 
 
-def throughput(address: str, service: str) -> float:
-    """Return GBit/s from `service` to here over one connection to `address`.
+def throughput(address: str, service: str, direction: str) -> float:
+    """Return GBit/s in `direction` over one connection to `address`.
 
     The service is a new one: iperf3 learns late that a proxied test is over, and refuses others until then.
     """
@@ -218,20 +221,29 @@ def throughput(address: str, service: str) -> float:
     own = service.split(":")[1]
     with ExitStack() as stack:
         listen(stack, ["iperf3", "-s", "-B", HOST, "-p", own], int(own))
-        command = ["iperf3", "-c", host, "-p", port, "-R", "-t", str(SECONDS), "-J"]
+        command = ["iperf3", "-c", host, "-p", port, *DIRECTIONS[direction], "-t", str(SECONDS), "-J"]
         report = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
     if "error" in report:
         raise UserError(f"iperf3 to {address}: {report['error']}")
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
 
 
-def show_throughput(routes: dict[str, Addresses]) -> None:
+def show_throughputs(routes: dict[str, Addresses]) -> None:
+    """Measure plain routes both ways and encrypted ones the stream's way, each against direct the same way."""
+    plain = {name: route for name, route in routes.items() if name == DIRECT or name.endswith("plaintext")}
+    stream, *_ = DIRECTIONS
+    for direction in DIRECTIONS:
+        show_throughput(plain, direction, PLAIN_ROUNDS)
+    show_throughput({name: routes[name] for name in routes if name == DIRECT or name not in plain}, stream, ROUNDS)
+
+
+def show_throughput(routes: dict[str, Addresses], direction: str, rounds: int) -> None:
     """Measure, and print a table."""
     rates: dict[str, list[float]] = {name: [] for name in routes}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name in shuffled(routes):
-            rates[name].append(throughput(routes[name][0], routes[DIRECT][0]))
-    print(f"Throughput, one connection: median of {ROUNDS} interleaved rounds of {SECONDS} s")
+            rates[name].append(throughput(routes[name][0], routes[DIRECT][0], direction))
+    print(f"Throughput, {direction}, one connection: median of {rounds} interleaved rounds of {SECONDS} s")
     for name, values in rates.items():
         ratios = [value / direct for value, direct in zip(values, rates[DIRECT], strict=True)]
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
@@ -356,7 +368,7 @@ def main() -> None:
         print(f"Tunnels over two gateways on loopback, {os.cpu_count()} cores")
         with ExitStack() as tunnels:
             routes = open_routes(tunnels, folder, sites, services)
-            show_throughput(routes)
+            show_throughputs(routes)
             show_latency(routes)
         opened = {ROUTES[name][0] for name in routes if name in ROUTES}
         show_openings([sites[kind] for kind in sites if kind in opened], site, token_file, services[1])

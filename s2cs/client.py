@@ -41,6 +41,9 @@ RENEWALS = 3
 PROBE_WINDOW = 0.05
 """Seconds in which a proxy without a service behind it closes the connection that it has just accepted."""
 
+_CHANNEL = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000))
+"""A server that is back is found within a second: with gRPC's growing pauses a lease might run out first."""
+
 T = TypeVar("T")
 
 
@@ -448,11 +451,11 @@ def _done_within(call: Any, seconds: float) -> bool:
 
 def _open_channel(address: str, ca: Sequence[Path], *, tls: bool) -> grpc.Channel:
     if not tls:
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, _CHANNEL)
     try:
         roots = b"\n".join(path.read_bytes() for path in ca) or None
     except OSError as error:
         raise UserError(f"certificate file {error.filename}: {error.strerror}; name the gateway's by --ca") from error
     if roots is not None and b"-----BEGIN CERTIFICATE-----" not in roots:
         raise UserError(f"{', '.join(map(str, ca))}: no PEM certificate in it; name the gateway's by --ca")
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(root_certificates=roots))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(root_certificates=roots), _CHANNEL)

@@ -1,7 +1,5 @@
 """Files that only their owner may read: keys, tokens, settings of proxies."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from ministream.base.errors import UserError
@@ -24,27 +22,3 @@ def make_private_folder(folder: Path) -> None:
         raise UserError(f"folder {folder} cannot be made: {error.strerror}") from error
     if is_open:
         raise UserError(f"folder {folder} is open to others: close it (chmod 700 {folder}) or name a new one")
-
-
-def replace_file(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> None:
-    """Write `path` so that a reader, or a crash, finds the old content or the new one and never a part.
-
-    Raises
-    ------
-    UserError
-        If it cannot be written.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600 from the start
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fchmod(file.fileno(), mode)
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink()
-            raise
-    except OSError as error:
-        raise UserError(f"file {path} cannot be written: {error.strerror}") from error

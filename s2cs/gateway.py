@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ from s2cs.terms import (
     View,
     Wish,
 )
-from s2cs.trust import SessionKeys, check_peer_certificate, make_session_keys, write_private
+from s2cs.trust import SessionKeys, check_peer_certificate, load_session_keys, make_session_keys, write_private
 
 SCISTREAM_RATE = 10_000
 """What SciStream's clients ask for unless told otherwise; as bytes per second it would be no tunnel at all."""
@@ -174,8 +175,9 @@ class Gateway:
         return self._ports.free
 
     async def sweep(self) -> None:
-        """End the sessions whose time is over, and forget greetings whose request never came."""
+        """End the sessions whose time is over; forget old ones, and greetings whose request never came."""
         now = time.time()
+        self._forget_old()
         self._greetings = {
             key: kept for key, kept in self._greetings.items() if now < kept[0] + self._terms.request_timeout
         }
@@ -194,8 +196,9 @@ class Gateway:
                 live.proxy = await self._adopt(live, process) if process else None
                 if live.session.state is State.STREAMING and not live.proxy:
                     waiting.append(live)
-            else:  # nobody waits for it any more
-                self._store.forget(session.uid)
+            else:
+                self._remember(session)
+        self._forget_old()
         await self._proxies.end_strangers([live.proxy.record for live in self._live.values() if live.proxy])
         for folder in set(self._terms.folder.iterdir()) - {live.folder for live in self._live.values()}:
             shutil.rmtree(folder)
@@ -364,7 +367,7 @@ class Gateway:
         shutil.rmtree(live.folder)
         del self._live[live.session.uid]
         self._sessions.remove(live.session.uid)
-        self._store_anyway(lambda: self._store.forget(live.session.uid))
+        self._store_anyway(lambda: self._store.save(live.session))  # without proxy or certificate, for its uid
         self._log(live, f"session {live.session.state}", reason=live.session.reason)
 
     async def _expire(self, live: _Live) -> None:
@@ -387,10 +390,11 @@ class Gateway:
         """Take in a session of the server that ran here before; None if its ports or keys are not there any more."""
         folder = self._terms.folder / session.uid
         try:
-            keys = _find_keys(folder) if session.encrypted else None
+            keys = load_session_keys(folder) if session.encrypted else None
             self._ports.take_exact(session.ports)
         except UserError as error:
             log.get_logger().error("session lost", uid=session.uid, reason=str(error))
+            session.fail(str(error))
             return None
         live = _Live(session, folder, keys)
         session.touch()
@@ -400,6 +404,18 @@ class Gateway:
         self._sessions.add(session)
         self._live[session.uid] = live
         return live
+
+    def _remember(self, session: Session) -> None:
+        """Refuse the uid of a session that does not come back, as this server does with those that it ended."""
+        if session.state.live:
+            session.fail("the control server was restarted, and nobody waits for the session any more")
+        self._sessions.remember(session)
+        self._store_anyway(lambda: self._store.save(session))
+
+    def _forget_old(self) -> None:
+        """Let the uids of sessions that ended long ago be used again."""
+        for uid in self._sessions.forget_old():
+            self._store_anyway(partial(self._store.forget, uid))
 
     async def _adopt(self, live: _Live, process: ProcessRecord) -> Proxy | None:
         proxy = await self._proxies.adopt(live.session.kind, self._spec(live), process, *self._watch(live))
@@ -536,12 +552,3 @@ def _raise_if_ended(session: Session) -> None:
 
 def _text(targets: tuple[Address, ...]) -> str:
     return ",".join(map(str, targets)) or "-"
-
-
-def _find_keys(folder: Path) -> SessionKeys:
-    """Return the keys that `make_session_keys` made in `folder`."""
-    keys = SessionKeys(folder / "session.key", folder / "session.crt")
-    for path in (keys.key, keys.certificate):
-        if not path.exists():
-            raise UserError(f"{path} is gone")
-    return keys

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ministream.base.errors import UserError
-from s2cs.files import make_private_folder, replace_file
+from ministream.base.files import whole_or_absent
+from s2cs.files import PRIVATE_FILE, make_private_folder
 
 GLOBUS = "https://auth.globus.org"
 GLOBUS_CLIENT = "4787c84e-9c55-4881-b941-cb6720cea11c"
@@ -81,7 +82,8 @@ def read_token_file(path: Path) -> str:
 def _save(tokens: dict[str, str]) -> None:
     path = tokens_file()
     make_private_folder(path.parent)
-    replace_file(path, json.dumps(tokens, indent=1).encode())
+    with whole_or_absent(path, PRIVATE_FILE) as aside:
+        aside.write_text(json.dumps(tokens, indent=1))
 
 
 def globus_login(scope: str, ask: Callable[[str], str], base: str = GLOBUS) -> str:

@@ -232,7 +232,7 @@ class Sessions:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._present: dict[str, Session] = {}
-        self._ended: dict[str, Session] = {}  # in the order in which they were removed
+        self._ended: dict[str, Session] = {}  # nothing of them is left but this
 
     def __len__(self) -> int:
         return len(self._present)
@@ -241,13 +241,12 @@ class Sessions:
         return uid in self._present
 
     def add(self, session: Session) -> None:
-        """Take in a session; `UserError` if its uid is in use, or was within the last hour."""
+        """Take in a session; `UserError` if its uid is known."""
         self.refuse_known(session.uid)
         self._present[session.uid] = session
 
     def refuse_known(self, uid: str) -> None:
-        """Raise `UserError` if `uid` is in use, or was within the last hour."""
-        self._forget_old()
+        """Raise `UserError` if `uid` is in use, or was until lately: a replayed request shall open nothing."""
         if known := self._present.get(uid) or self._ended.get(uid):
             raise UserError(f"uid {uid} is known already (its session is {known.state}); request with a fresh uid")
 
@@ -263,9 +262,21 @@ class Sessions:
         """Take out a session whose proxy and ports are gone; its uid stays refused for an hour."""
         session = self.get(uid)
         del self._present[uid]
-        session.peer_certificate = ""  # the bulk of what would be kept for an hour
-        self._ended[uid] = session
+        self.remember(session)
         return session
+
+    def remember(self, session: Session) -> None:
+        """Refuse the uid of a session that has ended, here or before a restart."""
+        session.peer_certificate = ""  # the bulk of what would be kept for an hour
+        self._ended[session.uid] = session
+
+    def forget_old(self) -> list[str]:
+        """Forget those that ended more than an hour ago; return their uids, which may be used again."""
+        horizon = self._clock() - REPLAY_MEMORY
+        old = [uid for uid, session in self._ended.items() if session.changed < horizon]
+        for uid in old:
+            del self._ended[uid]
+        return old
 
     def live(self) -> list[Session]:
         """Return the sessions that have not ended, oldest first."""
@@ -277,15 +288,9 @@ class Sessions:
 
     def counts(self) -> dict[State, int]:
         """Return how many sessions are in each state; of those that ended, the last hour's."""
-        self._forget_old()
         found = Counter(session.state for group in (self._present, self._ended) for session in group.values())
         return {state: found[state] for state in State}
 
     def due(self, now: float) -> list[Session]:
         """Return the live sessions whose time is over; `Session.overdue` says why."""
         return [session for session in self.live() if session.overdue(now)]
-
-    def _forget_old(self) -> None:
-        horizon = self._clock() - REPLAY_MEMORY
-        for uid in [uid for uid, session in self._ended.items() if session.changed < horizon]:
-            del self._ended[uid]

@@ -20,8 +20,15 @@ class ServerSettings(Settings):
     listener_ip: str = option("0.0.0.0", help="Address that the server and its proxies listen on.")  # noqa: S104
     port: int = option(5000, ge=0, le=65535, help="Port of the control server.")
     port_range: str = option("5100-5200", help="Ports of the proxies, first-last.")
-    type: str = option("Haproxy", help="Kind of proxy.")
-    images: str = option("", help="Docker images, where not the official ones: haproxy=IMAGE[,nginx=IMAGE].")
+    type: str = option(
+        "Haproxy",
+        help="Kind of proxy: haproxy, nginx, stunnel or ssh, as a process (so do SciStream's names); docker:KIND: in a "
+        "container.",
+    )
+    images: str = option(
+        "",
+        help="Docker images, KIND=IMAGE[,…], where not haproxy:lts, nginx:stable, else mini-stream-proxies.",
+    )
     verbose: bool = option(False, names="-v", help="Log every step (as --log-level debug).", group="Logs")
     server_crt: str = option("server.crt", help="Certificate of the server (PEM).")
     server_key: str = option("server.key", help="Key of the server (PEM).")

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ministream.base.errors import UserError
+from ministream.base.files import whole_or_absent
 from s2cs.auth.tokens import TokenFile
-from s2cs.files import PUBLIC_FILE, make_private_folder, replace_file
+from s2cs.files import PRIVATE_FILE, PUBLIC_FILE, make_private_folder
 
 CA_LIFETIME = datetime.timedelta(days=3650)
 SERVER_LIFETIME = datetime.timedelta(days=397)
@@ -90,10 +91,12 @@ def init_site(
     token = TokenFile(site.tokens).add(user, lifetime)  # first, since a name may be refused
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca = _make_ca(ca_key, str(hosts[0].value))
-    replace_file(site.ca_key, _key_pem(ca_key))
-    replace_file(site.key, _key_pem(key))
-    replace_file(site.ca, _pem(ca), PUBLIC_FILE)
-    replace_file(site.certificate, _pem(_make_server(key.public_key(), hosts, ca, ca_key)) + _pem(ca), PUBLIC_FILE)
+    for path, own in ((site.ca_key, ca_key), (site.key, key)):
+        with whole_or_absent(path, PRIVATE_FILE) as aside:
+            aside.write_bytes(_key_pem(own))
+    with whole_or_absent(site.ca, PUBLIC_FILE) as aside:
+        aside.write_bytes(_pem(ca))
+    _write_chain(site, _make_server(key.public_key(), hosts, ca, ca_key), ca)
     return site, token
 
 
@@ -122,8 +125,7 @@ def renew_site(folder: Path, names: Sequence[str] = ()) -> Site:
     if ca.not_valid_after_utc < _now() + SERVER_LIFETIME:
         raise UserError(f"the CA in {folder} ends on {ca.not_valid_after_utc:%Y-%m-%d}: make a new site with s2cs init")
     hosts = _read_names(names) if names else list(held)
-    certificate = _make_server(_check_server_key(old), hosts, ca, ca_key)
-    replace_file(site.certificate, _pem(certificate) + _pem(ca), PUBLIC_FILE)
+    _write_chain(site, _make_server(_check_server_key(old), hosts, ca, ca_key), ca)
     return site
 
 
@@ -158,6 +160,11 @@ def _check_server_key(certificate: x509.Certificate) -> ec.EllipticCurvePublicKe
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise UserError("the server's certificate is not one that s2cs init made: name another folder")
     return key
+
+
+def _write_chain(site: Site, certificate: x509.Certificate, ca: x509.Certificate) -> None:
+    with whole_or_absent(site.certificate, PUBLIC_FILE) as aside:
+        aside.write_bytes(_pem(certificate) + _pem(ca))
 
 
 def _make_ca(key: ec.EllipticCurvePrivateKey, host: str) -> x509.Certificate:

@@ -1,9 +1,10 @@
 """What a control server must know after a restart: its sessions and their proxies, in an SQLite file.
 
-One row a session, written as a whole in one transaction, so that a killed server finds either the old row or the new.
-The file belongs to one server at a time: a second one on the same folder is refused. It holds no keys, yet names who
-streams to where: its folder is for its user alone. A row that cannot be read is reported and passed over, since the
-other sessions must come back all the same; its proxy is found by `orphans`.
+One row a session, written as a whole in one transaction, so that a killed server finds either the old row or the new;
+those that ended stay as long as their uids are refused. The file belongs to one server at a time: a second one on the
+same folder is refused. It holds no keys, yet names who streams to where: its folder is for its user alone. A row that
+cannot be read is reported and passed over, since the other sessions must come back all the same; its proxy is a
+stranger then, and ended.
 """
 
 import json

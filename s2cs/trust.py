@@ -70,8 +70,14 @@ def make_session_keys(folder: Path, name: str = "session") -> SessionKeys:
 
 
 def account_name() -> str:
-    """Return the name of the account that this gateway runs as; its certificates say it, for SSH logs in by name."""
-    return pwd.getpwuid(os.geteuid()).pw_name
+    """Return the name of the account that this gateway runs as; its certificates say it, for SSH logs in by name.
+
+    An account without a name, as some container platforms give, is called by its number.
+    """
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def account_of(certificate: x509.Certificate) -> str:

@@ -4,7 +4,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,15 +22,16 @@ from aps_mini_apps.links.pubsub import Publisher
 from aps_mini_apps.links.push import PushSender
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
-from ministream.base.log import Logger, get_logger
+from ministream.base.log import Logger, get_logger, heard_by
 from ministream.base.pulse import Pulse
 
 
 def main(settings: DaqSettings) -> int:
     """Send the scan and return 0 when all of it has left."""
     stop, log = StopFlag().install(), get_logger()
-    with open_source(settings) as source, open_sender(settings, stop) as sender:
+    with open_source(settings) as source, open_sender(settings, stop) as sender, ExitStack() as stack:
         log.info("listening", endpoint=sender.endpoint, synch=getattr(sender, "synch_endpoint", None))
+        stack.enter_context(heard_by(sender.tell))
         scan = settings.scan or make_scan_name()
         log.info(
             "scan started",
@@ -121,7 +122,7 @@ def _make_up(settings: DaqSettings, chosen: SourceName) -> Source:
     )
 
 
-def open_sender(settings: DaqSettings, stop: StopFlag) -> FrameSender:
+def open_sender(settings: DaqSettings, stop: StopFlag) -> PushSender | Publisher:
     """Listen on the link that `settings` choose."""
     timeout = settings.timeout or None
     if not settings.uses_pubsub():
@@ -167,5 +168,5 @@ def send_scan(stream: Iterable[Frame], sender: FrameSender, pacer: Pacer, log: L
         projections += frame.kind is FrameKind.PROJECTION
         if pulse.due():
             log.info("progress", **report())
+    log.info("scan ended", **report())  # while it can still travel with the frames
     sender.end()
-    log.info("scan ended", **report())

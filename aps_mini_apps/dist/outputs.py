@@ -1,9 +1,10 @@
 """Where corrected projections go: one link per worker, ours (push) or the old one (TMQ)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from aps_mini_apps.geometry import partition_rows
 from aps_mini_apps.links import FrameSender
@@ -34,17 +35,21 @@ class Outputs(Protocol):
         """Share `rows` out among the workers; return a sender for each, in the order of their rows."""
         ...
 
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Let a log event travel to one of the workers, where the link carries such."""
+        ...
+
 
 class PushOutputs:
     """Our own link: worker k listens to port base + k (or, with port `*`, to any free one)."""
 
     def __init__(self, bind: str, count: int, *, stop: StopFlag, timeout: float | None) -> None:
-        with ExitStack() as stack:
-            self._senders = [
-                stack.enter_context(PushSender(_port_for(bind, rank), stop=stop, timeout=timeout))
-                for rank in range(count)
-            ]
-            self._open = stack.pop_all()
+        self._senders: list[PushSender] = []
+        with ExitStack() as opened:
+            for rank in range(count):
+                sender = PushSender(_port_for(bind, rank), stop=stop, timeout=timeout)
+                self._senders.append(opened.enter_context(sender))
+            opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +57,8 @@ class PushOutputs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.__exit__(kind, error, trace)
+        with ThreadPoolExecutor(len(self._senders)) as pool:  # if they say why, none waits for another's worker
+            list(pool.map(lambda sender: sender.__exit__(kind, error, trace), self._senders))
 
     @property
     def endpoints(self) -> Sequence[str]:
@@ -70,6 +76,10 @@ class PushOutputs:
         except ValueError as error:
             raise UserError(str(error)) from error
         return self._senders
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Tell the first worker: one log is enough for all of them."""
+        self._senders[0].tell(event)
 
 
 class TmqOutputs:
@@ -100,6 +110,9 @@ class TmqOutputs:
         """Tell each worker its rows and return the senders."""
         self._distributor.start(rows, columns)
         return self._distributor.senders
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Do nothing: the old link carries projections only."""
 
 
 def _port_for(bind: str, rank: int) -> str:

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,9 +18,11 @@ from aps_mini_apps.geometry import partition_rows
 from aps_mini_apps.links import FrameReceiver, FrameSender
 from aps_mini_apps.links.pubsub import Subscriber, VolumePublisher
 from aps_mini_apps.links.push import PullReceiver
+from aps_mini_apps.wire import WireError
+from aps_mini_apps.wire.note import Note
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
-from ministream.base.log import get_logger
+from ministream.base.log import get_logger, heard_by
 from ministream.base.pulse import Pulse
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 def main(settings: DistSettings) -> int:
     """Run until the scan has ended and every worker has been told so."""
     stop = StopFlag().install()
-    _warn(settings)
     # Beside the waiting for workers and flats: the first start compiles for some seconds, later ones load.
     threading.Thread(target=warm_up, name="compiler").start()
     with ExitStack() as stack:
@@ -39,8 +40,10 @@ def main(settings: DistSettings) -> int:
         if settings.my_publisher_addr:
             publisher = stack.enter_context(VolumePublisher(settings.my_publisher_addr))
         get_logger().info("listening", endpoint=",".join(outputs.endpoints))
+        stack.enter_context(heard_by(outputs.tell))
+        _warn(settings)
         workers = outputs.workers()
-        receiver = stack.enter_context(_open_receiver(settings, workers, stop))
+        receiver = stack.enter_context(_open_receiver(settings, workers, outputs, stop))
         get_logger().info("waiting for frames", source=settings.data_source_addr or settings.source, workers=workers)
         try:
             if settings.skip_serialize:
@@ -71,10 +74,12 @@ def _open_outputs(settings: DistSettings, stop: StopFlag) -> Outputs:
     return PushOutputs(settings.bind, settings.workers, stop=stop, timeout=timeout)
 
 
-def _open_receiver(settings: DistSettings, workers: int, stop: StopFlag) -> FrameReceiver:
+def _open_receiver(settings: DistSettings, workers: int, outputs: Outputs, stop: StopFlag) -> FrameReceiver:
     timeout = settings.timeout or None
     if not settings.data_source_addr:
-        return PullReceiver(settings.source, stop=stop, timeout=timeout)
+        return PullReceiver(
+            settings.source, peer="the acquisition", on_note=_pass_on(outputs), stop=stop, timeout=timeout
+        )
     return Subscriber(
         settings.data_source_addr,
         high_water_mark=settings.data_source_hwm,
@@ -85,6 +90,17 @@ def _open_receiver(settings: DistSettings, workers: int, stop: StopFlag) -> Fram
         stop=stop,
         timeout=timeout,
     )
+
+
+def _pass_on(outputs: Outputs) -> Callable[[Note], None]:
+    """Return what hands the acquisition's notes on to the workers, and refuses those in any other name."""
+
+    def hear(note: Note) -> None:
+        if note.service != "daq":
+            raise WireError(f"a note in the name of {note.service} came from the acquisition")
+        outputs.tell(note.as_event())
+
+    return hear
 
 
 def _declared_pixels(settings: DistSettings) -> str | None:
@@ -145,11 +161,11 @@ class _Session:
             self._send(projection)
             if pulse.due():
                 self._report("progress", time.monotonic() - began)
-        for sender in self.senders:
-            sender.end()
         if not self.sent:
             raise UserError("the scan ended without any projection")
-        self._report("scan ended", time.monotonic() - began)
+        self._report("scan ended", time.monotonic() - began)  # while it can still travel with the projections
+        for sender in self.senders:
+            sender.end()
 
     def _corrected(self) -> Iterator[Frame]:
         while (frame := self.receiver.receive()) is not None:

@@ -1,5 +1,8 @@
 """What `push` and `pubsub` have in common: TImage messages on a ZeroMQ socket, ended by `END_OF_SCAN`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy.typing as npt
 
 from aps_mini_apps.frames import Frame
@@ -24,6 +27,9 @@ class TImageSender(Owner):
         self._prepare()
         self._line.send(timage.encode(frame), self._complaint("took no frame"))
         self._last = f"last packet {frame.sequence}"
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Let a log event travel with the frames, where the link carries such; it never waits."""
 
     def end(self) -> None:
         """Say that the scan is over, wait until all that was sent has left, and close."""
@@ -80,6 +86,8 @@ class TImageReceiver(Owner):
                 self._counter.finish()
                 return None
             try:
+                if self._is_said(message):
+                    continue
                 frame = self._decode(message)
             except WireError as error:
                 self.refused += 1
@@ -94,6 +102,10 @@ class TImageReceiver(Owner):
     def close(self) -> None:
         """Disconnect."""
         self._line.close()
+
+    def _is_said(self, message: memoryview) -> bool:  # noqa: ARG002 - for links that carry more than frames
+        """Take what is said beside the frames; return whether `message` was that."""
+        return False
 
     def _decode(self, message: memoryview) -> Frame:
         value = timage.decode(message, pixel_type=self._pixel_type, strict=self._strict)

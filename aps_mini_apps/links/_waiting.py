@@ -28,15 +28,16 @@ class Patience:
             With the text `complaint`, if the time is over.
         """
         deadline = time.monotonic() + (self.timeout or 0.0)
-        self._look()
+        self.look()
         while not ready():
-            self._look()
+            self.look()
             if self.timeout is not None and time.monotonic() > deadline - SLICE / 2:
                 if not alive():
                     raise LinkTimeoutError(complaint)
                 deadline = time.monotonic() + self.timeout
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Raise `Stopped` if the flag was set."""
         if self.stop is not None:
             self.stop.raise_if_set()
 

@@ -27,9 +27,10 @@ from aps_mini_apps.sirt.reconstruction import AxisSearch, Reconstruction, Update
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 from aps_mini_apps.sirt.writer import ReconstructionWriter, check_writable, write_volume
+from aps_mini_apps.wire.note import Note
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
-from ministream.base.log import get_logger
+from ministream.base.log import get_logger, repeat
 from ministream.base.pulse import Pulse
 
 
@@ -80,9 +81,15 @@ def _warnings_in_log() -> Iterator[None]:
 def _open_receiver(settings: SirtSettings, stop: StopFlag) -> FrameReceiver:
     timeout = settings.timeout or None
     if not settings.dest_host:
-        return PullReceiver(settings.source, stop=stop, timeout=timeout)
+        hear = _repeat if settings.notes else None
+        return PullReceiver(settings.source, peer="the producer", on_note=hear, stop=stop, timeout=timeout)
     base = f"tcp://{settings.dest_host}:{settings.dest_port}"
     return TmqWorker(base, settings.rank, settings.workers, stop=stop, timeout=timeout)
+
+
+def _repeat(note: Note) -> None:
+    """Log what the producer's programs have logged, in their name and with their time; `via` tells it from our own."""
+    repeat(note.as_event() | {"via": "sirt"})
 
 
 def _source(settings: SirtSettings) -> str:

@@ -90,5 +90,6 @@ class SirtSettings(Settings):
     dest_port: int = option(5560, ge=1, le=65535, help="Its base port; this worker uses base + rank.", group="Input")
     rank: int = option(0, ge=0, help="This worker's number, from 0.", group="Input")
     workers: int = option(1, ge=1, help="How many workers share the rows.", group="Input")
+    notes: bool = option(True, help="Log what acquisition and distributor say (push link).", group="Input")
     scan: str = option("", help="Identity of the scan, where the link does not carry it.", group="Input")
     timeout: float = option(60.0, ge=0, help="Seconds without a projection before giving up; 0: never.", group="Input")

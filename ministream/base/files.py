@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,19 +11,27 @@ from ministream.base.errors import UserError
 
 
 @contextlib.contextmanager
-def whole_or_absent(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; rename it to `path` when the block ends well, remove it otherwise.
+def whole_or_absent(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Yield an empty file beside `path` to write to; rename it to `path` when the block ends well, else remove it.
 
     Neither a reader nor a crash ever sees half a file: the bytes are on the disk before the name is.
+
+    Parameters
+    ----------
+    path
+        The file; what stands there is replaced.
+    mode
+        Its permissions, less the umask, from before the first byte is written.
 
     Raises
     ------
     UserError
         If the file cannot be written (the disk is full, the folder has gone); what stood at `path` is intact.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with explained(path):
+            os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
             yield aside
             with aside.open("rb") as file:
                 os.fsync(file.fileno())

@@ -7,7 +7,9 @@ managers. A program that was started by another one of ours (`PARENT`) is asked 
 
 import os
 import signal
+import time
 from types import FrameType
+from typing import NoReturn
 
 SLICE = 0.1
 """Seconds between two looks at the flag: short enough for a person, long enough to cost nothing."""
@@ -21,14 +23,18 @@ class Stopped(Exception):  # noqa: N818 - a request, not an error
 
 
 class StopFlag:
-    """Set by SIGINT or SIGTERM (once installed) or by `request`; never reset."""
+    """Set by SIGINT or SIGTERM (once installed) or by `request`; never reset.
 
-    def __init__(self) -> None:
+    A flag `within` another one is for a part of what that one stops: it is set with it, and can be set alone.
+    """
+
+    def __init__(self, within: "StopFlag | None" = None) -> None:
         self._reason = ""
         self._parent = 0
+        self._within = within
 
     def __bool__(self) -> bool:
-        return bool(self._reason)
+        return bool(self._reason) or bool(self._within)
 
     def request(self, reason: str) -> None:
         """Ask the program to stop; the first reason given is kept."""
@@ -36,10 +42,18 @@ class StopFlag:
 
     def raise_if_set(self) -> None:
         """Raise `Stopped` with the reason, if a stop has been requested."""
+        if self._within is not None:
+            self._within.raise_if_set()
         if self._parent and os.getppid() != self._parent:  # an orphan is given to another process
             self.request("the program that started this one has ended")
         if self._reason:
             raise Stopped(self._reason)
+
+    def wait(self) -> NoReturn:
+        """Wait until a stop is requested, and raise `Stopped`."""
+        while True:
+            self.raise_if_set()
+            time.sleep(SLICE)
 
     def install(self) -> "StopFlag":
         """Let SIGINT, SIGTERM and the death of `PARENT`'s process set this flag (main thread only)."""

@@ -1,11 +1,14 @@
 """Logs: standard output, one line an event, with time, level, service name and key=value fields.
 
 `text` is for people (`12:00:01.250 info  daq   scan started  frames=180`), `json` for machines: one object a
-line with the keys `time`, `level`, `service`, `event` and the event's fields.
+line with the keys `time`, `level`, `service`, `event` and the event's fields. An event that another program has logged
+(`time` and `service` are given, and `via` names who repeats it) keeps its time and its service's name.
 """
 
 import json
 import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TextIO, cast
 
 import structlog
@@ -14,6 +17,8 @@ from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Logger = FilteringBoundLogger
+
+_listeners: list[Callable[[dict[str, Any]], None]] = []
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -27,8 +32,9 @@ def configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            _stamp,
             structlog.processors.format_exc_info,
+            _let_hear,
             render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
@@ -42,6 +48,23 @@ def configure(
 def get_logger() -> Logger:
     """Return the logger of this process: `get_logger().info("scan started", frames=180)`."""
     return cast("Logger", structlog.get_logger())
+
+
+def repeat(event: Mapping[str, Any]) -> None:
+    """Log an event of another program as it is: with its time, under its name (the keys `time` and `service`)."""
+    fields = dict(event)
+    level = _LEVELS.get(str(fields.pop("level", "info")), _LEVELS["error"])
+    get_logger().log(level, fields.pop("event", ""), **fields)
+
+
+@contextmanager
+def heard_by(listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Within this context, pass a copy of every event that is logged to `listener`, which must not log itself."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 def format_text(event: dict[str, Any]) -> str:
@@ -59,6 +82,19 @@ def format_text(event: dict[str, Any]) -> str:
 def format_json(event: dict[str, Any]) -> str:
     """Render one event the way the `json` format does, without line end."""
     return json.dumps(event, default=str)
+
+
+_add_time = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
+
+
+def _stamp(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    return event if "time" in event else _add_time(logger, method, event)
+
+
+def _let_hear(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    for listener in _listeners:
+        listener(dict(event))
+    return event
 
 
 def _render_text(_logger: WrappedLogger, _method: str, event: EventDict) -> str:

@@ -115,7 +115,7 @@ def _given(
         yield "command line", key, value
 
 
-SECTIONS = ("run", "daq", "dist", "sirt", "quality", "s2cs")
+SECTIONS = ("run", "daq", "dist", "sirt", "quality", "producer", "receiver", "worker", "client", "s2cs")
 """What a settings file may hold; each program reads the section of its own name."""
 
 

@@ -11,7 +11,9 @@ from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
 from ministream.base.cli import add_program, new_app
-from ministream.commands.settings import RunSettings
+from ministream.commands.settings import ClientSettings, RunSettings
+from producer.settings import ProducerSettings
+from receiver.settings import ReceiverSettings, WorkerSettings
 
 app = new_app("Mini-Stream: live tomography across facilities.")
 
@@ -31,6 +33,7 @@ add_program(
 add_program(app, "daq", DaqSettings, _late("aps_mini_apps.daq.program"))
 add_program(app, "dist", DistSettings, _late("aps_mini_apps.dist.program"))
 add_program(app, "sirt", SirtSettings, _late("aps_mini_apps.sirt.program"))
+add_program(app, "producer", ProducerSettings, _late("producer.program"))
 add_program(
     app,
     "quality",
@@ -38,6 +41,9 @@ add_program(
     _late("aps_mini_apps.quality.program"),
     arguments={"image": "Reconstruction to judge.", "reference": "What to compare it with."},
 )
+add_program(app, "receiver", ReceiverSettings, _late("receiver.program"))
+add_program(app, "worker", WorkerSettings, _late("receiver.worker"))
+add_program(app, "client", ClientSettings, _late("ministream.commands.client"))
 
 
 @app.command("algorithms")

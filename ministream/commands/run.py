@@ -23,18 +23,18 @@ from aps_mini_apps.dist import correction
 from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.geometry import check_center, partition_rows
 from aps_mini_apps.links.push import QUEUE_FRAMES
+from aps_mini_apps.report.live import Display
+from aps_mini_apps.report.story import Story, summary_lines
 from aps_mini_apps.sirt.projectors import make_projector
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 from aps_mini_apps.sirt.writer import check_writable
+from ministream.base.children import Child, Children, command_line
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag, Stopped
 from ministream.base.log import get_logger
 from ministream.base.settings import Settings
-from ministream.commands.children import Child, Children
-from ministream.commands.live import Display
 from ministream.commands.settings import RunSettings
-from ministream.commands.story import Story
 
 if TYPE_CHECKING:
     from ministream.commands.tunnel import LocalTunnel
@@ -67,9 +67,9 @@ def main(settings: RunSettings) -> int:
         story.dataset = plan.sirt.recon_dataset_path
         console = Console()
         stop = StopFlag().install()  # until here nothing runs that must be ended in order: Ctrl-C interrupts
-        stopped = _run_programs(plan, story, stop, Display(console, style=settings.log_format))
+        stopped = _run_programs(plan, story, stop, Display(console, style=settings.log_format, service="run"))
         story.truth = source.truth() if isinstance(source, PhantomSource) else None
-    from ministream.commands.report import summary_lines, write_report  # loads matplotlib, when the scan is over
+    from aps_mini_apps.report.page import write_report  # loads matplotlib, when the scan is over
 
     try:
         report = write_report(output, story)
@@ -77,7 +77,7 @@ def main(settings: RunSettings) -> int:
         if stopped:  # before there was anything to report
             raise stopped from None
         raise
-    for line in summary_lines(report):
+    for line in summary_lines(report.verdict, report.headline, f"Look at {report.page} and {report.preview}."):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if stopped:
         raise stopped
@@ -225,6 +225,7 @@ class Plan:
             "rank": rank,
             "workers": self.workers,
             "timeout": settings.timeout,
+            "notes": False,  # the run reads the logs of all programs itself
         }
         if settings.links == "push":
             given |= {"source": endpoint}
@@ -251,16 +252,7 @@ class Plan:
 
     def arguments(self, options: Mapping[str, Any]) -> list[str]:
         """Return `options` as a command line."""
-        given = [f"--config={self.settings.config_file}"] if self.settings.config_file else []
-        for name, value in options.items():
-            flag = name.replace("_", "-")
-            if isinstance(value, bool):
-                given.append(f"--{flag}" if value else f"--no-{flag}")
-            elif isinstance(value, Mapping):
-                given += [f"--{flag}={key}={text}" for key, text in value.items()]
-            else:
-                given.append(f"--{flag}={value}")
-        return given
+        return command_line(options, self.settings.config_file)
 
     def _load(self, section: str, model: type[S], options: Mapping[str, Any]) -> S:
         """Load a program's settings as it will itself, so that a mistake shows before anything runs."""
@@ -321,14 +313,7 @@ class _Pipeline:
 
     def _follow(self) -> Iterator[None]:
         """Show events as they come; raise UserError as soon as a program has failed."""
-        for heard in self.children.events():
+        for heard in self.children.follow():
             if not heard:
                 self.display.refresh()
-                self._check()
             yield
-        self._check()
-
-    def _check(self) -> None:
-        for child in self.children.all:
-            if child.failed:
-                raise UserError(f"{child.name} failed: {child.reason}")

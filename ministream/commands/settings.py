@@ -1,4 +1,4 @@
-"""The options of `ministream run`.
+"""The options of `ministream run` and `ministream client`.
 
 An option that is not given here is left to the program that it belongs to: to its section of the settings
 file, its environment variables, its default.
@@ -8,6 +8,8 @@ from typing import Literal
 
 from aps_mini_apps.sirt.settings import Center, Parameters
 from ministream.base.settings import Settings, option
+from ministream.base.units import Duration, Size
+from receiver.settings import ACCESS, PORT
 
 
 class RunSettings(Settings):
@@ -57,4 +59,40 @@ class RunSettings(Settings):
     proxy: str = option("haproxy", help="Kind of the tunnel's proxies: haproxy, nginx, stunnel, ssh.", group="Links")
     timeout: float | None = option(
         None, ge=0, help="Seconds that a program waits for its neighbour (60); 0: for ever.", group="Links"
+    )
+
+
+class ClientSettings(Settings):
+    """Open a tunnel between two facilities, hand it to a receiver, and follow the scan that comes through it."""
+
+    producer_s2cs: str = option("localhost:5000", help="Control server of the producer's side.", group="Tunnel")
+    producer_access: str = option("producer-access", help="Folder with its `ca.crt` and your `token`.", group="Tunnel")
+    consumer_s2cs: str = option("localhost:6000", help="Control server of the consumer's side.", group="Tunnel")
+    consumer_access: str = option("consumer-access", help="Folder with its `ca.crt` and your `token`.", group="Tunnel")
+    target: str = option(
+        "127.0.0.1:5560", help="The distributor, as the producer's gateway reaches it: its first worker's HOST:PORT.",
+        group="Tunnel",
+    )  # fmt: skip
+    workers: int | None = option(None, ge=1, help="Workers, on ports from that one on (1).", group="Tunnel")
+    plaintext: bool = option(False, help="Let everybody read what passes between the gateways.", group="Tunnel")
+    rate: Size = option(0, ge=0, help="Limit in bytes a second; 0: none.", group="Tunnel")
+
+    receiver: str = option(f"https://127.0.0.1:{PORT}", help="URL of the receiver.", group="Receiver")
+    receiver_access: str = option(ACCESS, help="Folder with its `receiver.crt` and `token`.", group="Receiver")
+    plaintext_receiver: bool = option(
+        False, help="Let its URL begin with http://: the token travels in the clear.", group="Receiver"
+    )
+
+    center: Center | None = option(
+        None, names="-c", help="Rotation axis, columns; auto finds it.", group="Reconstruction"
+    )
+    window_length: int | None = option(None, ge=1, help="Projections reconstructed together.", group="Reconstruction")
+    window_step: int | None = option(None, ge=1, help="New projections per window.", group="Reconstruction")
+    window_iter: int | None = option(None, ge=1, help="SIRT updates per window.", group="Reconstruction")
+    write_freq: int | None = option(None, ge=1, help="Write every so many windows.", group="Reconstruction")
+    backend: str | None = option(None, help="numba or numpy.", group="Reconstruction")
+
+    timeout: Duration = option(60.0, gt=0, help="Time in which the services must be ready.", group="Waiting")
+    away: Duration = option(
+        15.0, gt=0, help="Time for which the receiver may be away before the run is given up.", group="Waiting"
     )

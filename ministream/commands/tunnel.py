@@ -15,11 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ministream.commands.children import Child, Children
+from ministream.base.children import Child, Children
 from s2cs.client import Gateway, Tunnel
 from s2cs.dataservers.kinds import proxy_kind
 from s2cs.dataservers.rendering import find_program
-from s2cs.dataservers.runner_process import ProcessRunner, end_members
+from s2cs.dataservers.runner_process import ProcessRunner
+from s2cs.dataservers.supervisor import Proxies
 from s2cs.site import init_site
 
 SIDES = {"p2cs": "producer", "c2cs": "consumer"}
@@ -86,27 +87,14 @@ class LocalTunnel:
 
     def figures(self) -> dict[str, Any]:
         """Return what the summary tells of the tunnel."""
-        if self._tunnel is None:
-            return {}
-        (session,) = self._gateways[1].list(self._tunnel.uid)
-        return {
-            "proxy": self._kind,
-            "encrypted": self._tunnel.encrypted,
-            "setup_ms": 1000 * self._setup,
-            "listeners": ", ".join(self._tunnel.listeners),
-            "targets": ", ".join(self._tunnel.targets),
-            "connections": len(self._tunnel.targets),
-            # what flowed between the proxy's last report and the end of a short scan is not known: then nothing is said
-            "bytes_in": session.bytes_in or None,
-            "bytes_out": session.bytes_out or None,
-            "restarts": session.restarts,
-        }
+        return tunnel_figures(self._tunnel, self._gateways[1], self._setup) if self._tunnel else {}
 
     def _end_strays(self) -> None:
         """End the proxies of a control server that was killed: they outlive it, for one that will not come."""
         for child in self.servers:
             if child.failed:
-                asyncio.run(end_members(self._folder / f"{child.name}-state" / "sessions"))
+                proxies = Proxies(self._kind, self._folder / f"{child.name}-state" / "sessions")
+                asyncio.run(proxies.end_strangers([]))
 
     def _serve(self, name: str, ports: range) -> Child:
         site, self._tokens[name] = init_site(self._folder / name, [HOST])
@@ -130,3 +118,22 @@ class LocalTunnel:
             str(serving["address"]), name=f"{SIDES[child.name]} gateway", ca=[ca], token=self._tokens[child.name]
         )
         return self._stack.enter_context(gateway)
+
+
+def tunnel_figures(tunnel: Tunnel, gateway: Gateway, setup: float) -> dict[str, Any]:
+    """Return what a report tells of a tunnel; `gateway` is either of its ends, `setup` the seconds that opening took.
+
+    What flowed between the proxy's last report and the end of a short scan is not known: then nothing is said.
+    """
+    (session,) = gateway.list(tunnel.uid)
+    return {
+        "proxy": session.proxy,
+        "encrypted": tunnel.encrypted,
+        "setup_ms": 1000 * setup,
+        "listeners": ", ".join(tunnel.listeners),
+        "targets": ", ".join(tunnel.targets),
+        "connections": len(tunnel.listeners),
+        "bytes_in": session.bytes_in or None,
+        "bytes_out": session.bytes_out or None,
+        "restarts": session.restarts,
+    }

@@ -21,9 +21,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ministream.base.errors import UserError
+from ministream.base.files import whole_or_absent
 from ministream.base.log import get_logger
 from s2cs.auth import Identity, Refused, Unreachable
-from s2cs.files import PRIVATE_FILE, make_private_folder, replace_file
+from s2cs.files import PRIVATE_FILE, make_private_folder
 
 PREFIX = "s2cs_"
 """What our tokens begin with: tells them from others', and lets scanners for leaked secrets find them."""
@@ -157,7 +158,8 @@ class TokenFile:
         return self._entries
 
     def _write(self, entries: list[Entry]) -> None:
-        replace_file(self._path, (json.dumps(_Content(tokens=entries).model_dump(), indent=1) + "\n").encode())
+        with whole_or_absent(self._path, PRIVATE_FILE) as aside:
+            aside.write_text(json.dumps(_Content(tokens=entries).model_dump(), indent=1) + "\n")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

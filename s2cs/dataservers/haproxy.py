@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from s2cs.dataservers.limits import RUN
 from s2cs.dataservers.rendering import render
-from s2cs.dataservers.spec import ProxySpec, Traffic
+from s2cs.dataservers.spec import ContainerNeeds, ProxySpec, Traffic
 
 
 class Haproxy:
@@ -28,6 +28,10 @@ class Haproxy:
     def command(self, spec: ProxySpec) -> list[str]:
         """Return the command line."""
         return ["haproxy", "-db", "-C", str(spec.folder), "-f", "haproxy.cfg"]
+
+    def container(self, spec: ProxySpec) -> ContainerNeeds:  # noqa: ARG002
+        """Return that nothing else is needed."""
+        return ContainerNeeds()
 
     async def traffic(self, spec: ProxySpec) -> Traffic | None:
         """Ask the process by its socket; None if it does not answer."""

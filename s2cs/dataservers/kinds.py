@@ -48,7 +48,7 @@ def proxy_kind(name: str, images: Mapping[str, str] | None = None) -> tuple[str,
         "haproxy": Haproxy(),
         "nginx": Nginx(in_container=in_container),
         "stunnel": Stunnel(),
-        "ssh": Ssh(),
+        "ssh": Ssh(in_container=in_container),
     }
     if in_container:
         return DOCKER + plain, kinds[plain], DockerRunner(images or {})

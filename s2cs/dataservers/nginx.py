@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from s2cs.dataservers.rendering import find_program, render
-from s2cs.dataservers.spec import ProxySpec, Traffic
+from s2cs.dataservers.spec import ContainerNeeds, ProxySpec, Traffic
 from s2cs.trust import SESSION_NAME
 
 
@@ -36,6 +36,10 @@ class Nginx:
         """Return the command line; what it says before it has read the file goes to standard error."""
         folder = str(spec.folder)
         return ["nginx", "-e", "stderr", "-p", folder, "-c", f"{folder}/nginx.conf"]
+
+    def container(self, spec: ProxySpec) -> ContainerNeeds:  # noqa: ARG002
+        """Return that nothing else is needed."""
+        return ContainerNeeds()
 
     async def traffic(self, spec: ProxySpec) -> Traffic | None:  # noqa: ARG002
         """Return None: without its commercial module nginx counts a stream only when it ends."""

@@ -92,7 +92,7 @@ class ProcessHandle:
 
     async def wait(self) -> str:
         """Return how it ended, once it has."""
-        await _until_readable(self._pidfd)
+        await until_readable(self._pidfd)
         self._ending = self._ending or _reap(self._pidfd)
         return self._ending
 
@@ -131,14 +131,14 @@ async def end_members(folder: Path, spare: frozenset[Path] = frozenset()) -> lis
             with suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                await _until_readable(pidfd)
+                await until_readable(pidfd)
                 _reap(pidfd)
                 os.close(pidfd)
         ended += strays
     return ended
 
 
-async def _until_readable(fd: int) -> None:
+async def until_readable(fd: int) -> None:
     """Wait for a file descriptor; through a copy, since asyncio lets one wait for each only."""
     loop, copy = asyncio.get_running_loop(), os.dup(fd)
     readable: asyncio.Future[None] = loop.create_future()

@@ -1,7 +1,8 @@
 """What a proxy is to do, said without naming a program: the values that kinds, runners and supervisor share."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
@@ -73,6 +74,14 @@ class Traffic:
     connections: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ContainerNeeds:
+    """What a program needs in its container beyond the session's folder: files, by their place, and capabilities."""
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+
+
 class ProxyKind(Protocol):
     """A program that can be the proxy."""
 
@@ -86,6 +95,9 @@ class ProxyKind(Protocol):
 
     def command(self, spec: ProxySpec) -> list[str]:
         """Return the command line; it names the session's folder, by which strays can be told."""
+
+    def container(self, spec: ProxySpec) -> ContainerNeeds | None:
+        """Return what a container of it needs; None for a program of ours, in no image, which stays a process."""
 
     async def traffic(self, spec: ProxySpec) -> Traffic | None:
         """Return what the program itself has counted since it began, None where it does not count."""

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from ministream.base.errors import UserError
 from s2cs.dataservers.rendering import render
-from s2cs.dataservers.spec import ProxySpec, Traffic
+from s2cs.dataservers.spec import ContainerNeeds, ProxySpec, Traffic
 
 
 class Stunnel:
@@ -30,6 +30,10 @@ class Stunnel:
     def command(self, spec: ProxySpec) -> list[str]:
         """Return the command line."""
         return ["stunnel", f"{spec.folder}/stunnel.conf"]
+
+    def container(self, spec: ProxySpec) -> ContainerNeeds:  # noqa: ARG002
+        """Return that nothing else is needed."""
+        return ContainerNeeds()
 
     async def traffic(self, spec: ProxySpec) -> Traffic | None:  # noqa: ARG002
         """Return None: stunnel does not count."""

@@ -140,8 +140,13 @@ class Proxy:
         return self._handle.alive()
 
     async def traffic(self) -> Traffic | None:
-        """Return what went through it: its own count, else the kernel's; None where neither tells."""
-        return await self._kind.traffic(self._spec) or self._meter.read()
+        """Return what went through it; None where neither the program nor the kernel tells.
+
+        Each can only have missed something, the program the last seconds and what was before its own restart, the
+        kernel what was before this control server's: the larger is the truer.
+        """
+        told = [count for count in (await self._kind.traffic(self._spec), self._meter.read()) if count]
+        return max(told, key=lambda count: count.bytes_in + count.bytes_out, default=None)
 
     async def stop(self) -> None:
         """End it; return when its processes are gone and its ports free."""
@@ -154,6 +159,7 @@ class Proxy:
             self._watch.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watch
+        self._meter.close()
 
     def _supervise(self, on_restart: OnRestart, on_failed: OnFailed) -> None:
         self._watch = asyncio.create_task(self._keep(on_restart, on_failed))

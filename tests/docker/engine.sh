@@ -5,17 +5,20 @@
 set -euo pipefail
 
 BASE=debian:bookworm-slim
-PROXIES=mini-stream-proxies:test
+PROXIES=mini-stream-proxies
 export DOCKER_API_VERSION=${DOCKER_API_VERSION:-1.41}
 
 start_engine() {
     docker info >/dev/null 2>&1 && return
-    # overlay file systems do not stack on every machine's own: vfs does, and these images are few
-    nohup dockerd --storage-driver="${DOCKER_STORAGE:-vfs}" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
-    echo $! >/run/mini-stream-dockerd.pid
-    for _ in $(seq 100); do
-        docker info >/dev/null 2>&1 && return
-        sleep 0.2
+    local storage
+    # overlay file systems do not stack on every machine's own; vfs works everywhere, and copies every layer
+    for storage in ${DOCKER_STORAGE:-overlay2 vfs}; do
+        nohup dockerd --storage-driver="$storage" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
+        echo $! >/run/mini-stream-dockerd.pid
+        while kill -0 $! 2>/dev/null; do
+            docker info >/dev/null 2>&1 && return
+            sleep 0.2
+        done
     done
     echo "dockerd did not start:" >&2
     tail -20 /var/log/mini-stream-dockerd.log >&2
@@ -27,21 +30,29 @@ make_base() {
     timeout 20 docker pull --quiet "$BASE" 2>/dev/null && return
     local root
     root=$(mktemp -d)
+    chmod 755 "$root"  # it becomes the image's /, which users other than root must enter
     debootstrap --variant=minbase --include=ca-certificates bookworm "$root" >/dev/null
+    slim "$root"
     cp -r /etc/ssl/certs/. "$root/etc/ssl/certs/"
     tar -C "$root" -c . | docker import - "$BASE" >/dev/null
     rm -rf "$root"
 }
 
+# Debian's official slim image leaves out the same, now and in whatever apt-get installs later.
+slim() {
+    local out
+    for out in doc info man locale lintian; do
+        echo "path-exclude /usr/share/$out/*"
+        find "$1/usr/share/$out" -mindepth 1 ! -name copyright ! -type d -delete 2>/dev/null || true
+    done >"$1/etc/dpkg/dpkg.cfg.d/docker"
+    echo "path-include /usr/share/doc/*/copyright" >>"$1/etc/dpkg/dpkg.cfg.d/docker"
+    echo 'DPkg::Post-Invoke { "rm -f /var/cache/apt/archives/*.deb /var/cache/apt/*.bin"; };' \
+        >"$1/etc/apt/apt.conf.d/docker-clean"
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/log/*
+}
+
 make_proxies() {
-    docker image inspect "$PROXIES" >/dev/null 2>&1 && return
-    docker build --quiet --tag "$PROXIES" - >/dev/null <<EOF
-FROM $BASE
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends haproxy nginx-light libnginx-mod-stream
-# Debian loads nginx's stream module at run time; the official image, which the proxy is written for, has it built in
-RUN printf '#!/bin/sh\nexec /usr/sbin/nginx -g "load_module /usr/lib/nginx/modules/ngx_stream_module.so;" "\$@"\n' \
-        > /usr/local/bin/nginx && chmod +x /usr/local/bin/nginx
-EOF
+    docker build --quiet --tag "$PROXIES" "$(dirname "$0")/../../s2cs/dataservers/images" >/dev/null
 }
 
 start_engine

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker import DockerClient
+
+from s2cs.dataservers.runner_docker import OWN_IMAGE, engine
 
 PATIENCE = 60.0
+DOCKER = Path("/var/run/docker.sock")
 
 
 @dataclass
@@ -80,3 +84,14 @@ def start(tmp_path: Path) -> Iterator[Start]:
         if program.process.poll() is None:
             program.process.send_signal(signal.SIGKILL)
         program.process.communicate()
+
+
+@pytest.fixture
+def docker_client() -> DockerClient:
+    """A client of the Docker engine, which has the image of the proxies."""
+    if not (os.environ.get("DOCKER_HOST") or DOCKER.exists()):
+        pytest.skip("no Docker engine here: tests/docker/engine.sh makes one")
+    client = engine()
+    if not client.images.list(OWN_IMAGE):
+        pytest.skip(f"the Docker engine has no image {OWN_IMAGE}: tests/docker/engine.sh makes it")
+    return client

@@ -16,10 +16,16 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from docker import DockerClient
+from docker.errors import NotFound
 
 from aps_mini_apps import batch
 from aps_mini_apps.daq.phantom import PhantomSource
 from aps_mini_apps.dist.correction import Correction
+from ministream.base.lifecycle import StopFlag
+from ministream.commands.children import Children
+from ministream.commands.tunnel import LocalTunnel
+from s2cs.dataservers.runner_docker import LABEL_FOLDER, LABEL_SESSION, OWN_IMAGE
 from tests.integration.conftest import Program, Start
 from tests.integration.test_run import last_file, read, write_scan
 
@@ -225,6 +231,19 @@ def test_a_control_server_killed_ends_the_run_and_leaves_no_proxy(start: Start, 
     assert run.finish() == 2
     assert run.errors[-1].startswith("c2cs failed: ended by signal 9")
     assert_nothing_left(scratch)
+
+
+def test_a_control_server_killed_ends_its_containers(docker_client: DockerClient) -> None:
+    """One container stands for its proxies, with their labels: to make each of them takes an engine ten seconds."""
+    with Children(StopFlag(), lambda *_: None) as children, LocalTunnel(children, "docker:haproxy") as tunnel:
+        session = f"{tunnel._folder}/c2cs-state/sessions/uid"
+        labels = {LABEL_SESSION: "uid", LABEL_FOLDER: session}
+        container = docker_client.containers.run(OWN_IMAGE, ["sleep", "600"], labels=labels, detach=True)
+        (server,) = (child for child in tunnel.servers if child.name == "c2cs")
+        server.process.kill()
+        server.process.wait()
+    with pytest.raises(NotFound):
+        container.reload()
 
 
 @pytest.mark.parametrize(

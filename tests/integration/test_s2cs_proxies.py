@@ -3,16 +3,13 @@
 import asyncio
 import json
 import os
-import random
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import paramiko
@@ -20,16 +17,16 @@ import pytest
 
 from ministream.base.errors import UserError
 from s2cs.addresses import Address
-from s2cs.dataservers import proc, runner_docker
+from s2cs.dataservers import proc
 from s2cs.dataservers.runner_docker import engine
-from s2cs.dataservers.spec import ProxySpec, Tls
-from s2cs.dataservers.supervisor import Proxies, Proxy
+from s2cs.dataservers.spec import ProxySpec
+from s2cs.dataservers.supervisor import Proxies
 from s2cs.store import ProcessRecord
 from s2cs.trust import SessionKeys, account_name, make_session_keys, write_private
+from tests.integration.hops import HERE, Hop, count, echo, until
 
 pytestmark = pytest.mark.needs("haproxy", "nginx", "stunnel", "sshd")
 
-HERE = "127.0.0.1"
 ENCRYPTED = ("haproxy", "nginx", "stunnel", "ssh")
 PLAIN = ("haproxy", "nginx")
 PRIVSEP = Path("/run/sshd")
@@ -40,133 +37,6 @@ def _folder_of_sshd() -> None:
     """Make the empty folder that sshd insists on when root starts it, as its service unit would; it stays."""
     if os.geteuid() == 0:
         PRIVSEP.mkdir(mode=0o755, exist_ok=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that are free, and below those that the system gives to clients: nobody takes them meanwhile."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(12_000, 32_000)
-        with suppress(OSError), socket.create_server((HERE, port)):
-            found = [*{*found, port}]
-    return found
-
-
-class Services:
-    """Targets that greet with their own number, then echo; they note what comes."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self._servers: list[asyncio.Server] = []
-
-    async def start(self, count: int) -> list[Address]:
-        for index in range(count):
-            self._servers.append(await asyncio.start_server(self._handler(index), HERE, 0, limit=1 << 20))
-        return [Address(*server.sockets[0].getsockname()) for server in self._servers]
-
-    def _handler(self, index: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
-        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self.connections += 1
-            with suppress(ConnectionError):
-                writer.write(bytes([index]))
-                while data := await reader.read(1 << 20):
-                    writer.write(data)
-                    await writer.drain()
-            writer.close()
-
-        return handle
-
-    def close(self) -> None:
-        for server in self._servers:
-            server.close()
-
-
-@dataclass
-class Hop:
-    """An inbound and an outbound proxy, each in its folder, and the services behind them."""
-
-    kind: str
-    folder: Path
-    encrypted: bool = True
-    count: int = 1
-    rate: int = 0
-    middle: Address | None = None
-    restarts: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-    async def __aenter__(self) -> "Hop":
-        self.services = Services()
-        targets = await self.services.start(self.count)
-        inbound, outbound = ([Address(HERE, p) for p in free_ports(self.count)] for _ in range(2))
-        self.keys = [self._keys(side) for side in ("prod", "cons")]
-        self.proxies = Proxies(self.kind, self.folder)
-        self.specs = [
-            self._spec("prod", "server", zip(inbound, targets, strict=True), self.keys[1]),
-            self._spec(
-                "cons", "client", zip(outbound, [self.middle] if self.middle else inbound, strict=True), self.keys[0]
-            ),
-        ]
-        self.running: list[Proxy] = []
-        try:
-            for spec in self.specs:
-                self.running.append(await self.start(spec))
-        except BaseException:
-            await self.__aexit__()
-            raise
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        for proxy in self.running:
-            await proxy.stop()
-        self.services.close()
-
-    async def start(self, spec: ProxySpec) -> Proxy:
-        return await self.proxies.start(
-            self.kind, spec, lambda _n, why: self.restarts.append(why), self.failures.append
-        )
-
-    def _keys(self, side: str) -> SessionKeys:
-        (self.folder / side).mkdir(mode=0o700, parents=True, exist_ok=True)
-        return make_session_keys(self.folder / side, "own")
-
-    def _spec(self, side, role, pairs, peer) -> ProxySpec:
-        folder = self.folder / side
-        write_private(folder / "peer.crt", peer.pem.encode())
-        tls = Tls(role, folder / "own.crt", folder / "own.key", folder / "peer.crt") if self.encrypted else None
-        return ProxySpec("uid", folder, tuple(pairs), tls, self.rate)
-
-    @property
-    def entrances(self) -> list[Address]:
-        return [listener for listener, _ in self.specs[1].pairs]
-
-    @property
-    def ports(self) -> frozenset[int]:
-        return self.specs[0].ports | self.specs[1].ports
-
-
-async def echo(address: Address, payload: bytes, service: int = 0) -> None:
-    """Send through a tunnel and read all of it back."""
-    async with asyncio.timeout(20):
-        reader, writer = await asyncio.open_connection(address.host, address.port, limit=1 << 20)
-        assert await reader.readexactly(1) == bytes([service])
-
-        async def send() -> None:
-            writer.write(payload)
-            await writer.drain()
-
-        _, received = await asyncio.gather(send(), reader.readexactly(len(payload)))
-        assert received == payload
-        writer.close()
-        await writer.wait_closed()
-
-
-async def until(condition: Callable[[], object], patience: float = 5.0) -> float:
-    """Wait for a condition; return how long that took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < patience, "it does not come"
-        await asyncio.sleep(0.005)
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize(("kind", "encrypted"), [*((k, True) for k in ENCRYPTED), *((k, False) for k in PLAIN)])
@@ -201,14 +71,22 @@ def test_bytes_and_connections_are_counted_while_they_flow(tmp_path, kind):
             traffic = await hop.running[1].traffic()
             assert traffic is not None
             assert traffic.connections == 1
-            if kind != "haproxy":  # which tells every few seconds only, and at a connection's end
-                assert traffic.bytes_in == 100_000
-                assert traffic.bytes_out == 100_001
-            writer.close()
-            while (traffic := await hop.running[1].traffic()) and traffic.connections:
-                await asyncio.sleep(0.01)
-            assert traffic is not None
             assert (traffic.bytes_in, traffic.bytes_out) == (100_000, 100_001)
+            writer.close()
+            await writer.wait_closed()
+            assert await count(hop.running[1], 200_001) == 200_001
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ENCRYPTED)
+def test_connections_are_counted_that_came_and_went_between_two_looks(tmp_path, kind):
+    async def main() -> None:
+        async with Hop(kind, tmp_path) as hop:
+            for _ in range(10):
+                await echo(hop.entrances[0], bytes(10_000))
+            assert await count(hop.running[1], 200_010) == 200_010
+            assert await count(hop.running[0], 200_010, connections=1) < 300_000  # the SSH connection stays
 
     asyncio.run(main())
 
@@ -566,23 +444,3 @@ def test_without_docker_s_sdk_or_engine_a_container_is_refused_in_a_clear_senten
     monkeypatch.setitem(sys.modules, "docker", None)
     with pytest.raises(UserError, match=r"mini-stream\[docker\]"):
         engine()
-
-
-@pytest.mark.parametrize("kind", ["haproxy", "nginx"])
-def test_a_container_serves_like_a_process(tmp_path, kind, monkeypatch):
-    image = "mini-stream-proxies:test"
-    if not (os.environ.get("DOCKER_HOST") or Path("/var/run/docker.sock").exists()):
-        pytest.skip("no Docker engine here: tests/docker/engine.sh makes one")
-    client = engine()
-    if not client.images.list(image):
-        pytest.skip(f"the Docker engine has no image {image}: tests/docker/engine.sh makes it")
-    monkeypatch.setitem(runner_docker.IMAGES, kind, image)
-
-    async def main() -> None:
-        async with Hop(f"docker:{kind}", tmp_path) as hop:
-            await echo(hop.entrances[0], os.urandom(1 << 20))
-            records = [proxy.record for proxy in hop.running]
-        left = {c.id for c in client.containers.list(all=True)}
-        assert not left & {record.container for record in records}
-
-    asyncio.run(main())

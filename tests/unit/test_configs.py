@@ -9,7 +9,9 @@ from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
 from ministream.base.settings import SECTIONS, Settings, read_yaml
-from ministream.commands.settings import RunSettings
+from ministream.commands.settings import ClientSettings, RunSettings
+from producer.settings import ProducerSettings
+from receiver.settings import ReceiverSettings, WorkerSettings
 from s2cs.settings import ServerSettings
 
 MODELS: dict[str, type[Settings]] = {
@@ -18,6 +20,10 @@ MODELS: dict[str, type[Settings]] = {
     "dist": DistSettings,
     "sirt": SirtSettings,
     "quality": QualitySettings,
+    "producer": ProducerSettings,
+    "receiver": ReceiverSettings,
+    "worker": WorkerSettings,
+    "client": ClientSettings,
     "s2cs": ServerSettings,
 }
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -224,9 +224,11 @@ def test_a_uid_is_refused_for_an_hour_after_the_end_of_its_session(clock: Clock)
     sessions.remove("scan-1")
     assert len(sessions) == 0
     clock.now += 3600
+    assert sessions.forget_old() == []
     with pytest.raises(UserError, match=r"known already .*released"):
         sessions.add(session(clock))
     clock.now += 1
+    assert sessions.forget_old() == ["scan-1"]
     sessions.add(session(clock))
     assert len(sessions) == 1
 
@@ -269,6 +271,7 @@ def test_sessions_are_counted_by_state(clock: Clock) -> None:
     expected = dict.fromkeys(State, 0) | {State.STREAMING: 2, State.REQUESTED: 1, State.RELEASED: 1}
     assert sessions.counts() == expected
     clock.now += 3601
+    sessions.forget_old()
     assert sessions.counts()[State.RELEASED] == 0
 
 
@@ -280,6 +283,7 @@ def test_old_sessions_leave_nothing_behind(clock: Clock) -> None:
         sessions.add(made)
         made.release()
         sessions.remove(made.uid)
+        sessions.forget_old()
     assert sessions.counts()[State.RELEASED] <= 361
 
 

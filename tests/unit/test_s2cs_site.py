@@ -20,7 +20,6 @@ from ministream.base.errors import UserError
 from ministream.base.units import parse_duration
 from s2cs.auth.tokens import TokenFile
 from s2cs.credentials import server_credentials
-from s2cs.files import make_private_folder, replace_file
 from s2cs.main import app
 from s2cs.site import Site, init_site, renew_site, server_names
 
@@ -210,20 +209,6 @@ def test_the_commands_tell_mistakes_in_one_line(tmp_path: Path, arguments: list[
     result = CliRunner().invoke(app, [*arguments, "--folder", str(tmp_path / "site")])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert text in result.stderr
-
-
-def test_a_private_file_is_replaced_whole_and_leaves_no_other(tmp_path: Path) -> None:
-    make_private_folder(tmp_path / "a" / "b")
-    path = tmp_path / "a" / "b" / "file"
-    replace_file(path, b"old")
-    replace_file(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(path.parent.iterdir()) == [path]
-    with pytest.raises(UserError, match="cannot be written"):
-        replace_file(tmp_path / "missing" / "file", b"")
-    with pytest.raises(UserError, match="cannot be written"):
-        replace_file(path.parent, b"")  # a folder can't be replaced; its temporary neighbour is gone again
-    assert list((tmp_path / "a").iterdir()) == [path.parent]
 
 
 UNITS = {"s": 1, "seconds": 1, "min": 60, "m": 60, "h": 3600, "hours": 3600, "d": 86400, "days": 86400, "weeks": 604800}

@@ -1,4 +1,4 @@
-"""Child programs of `ministream run`: started, listened to, ended.
+"""Child programs of another one of ours: started, listened to, ended.
 
 Each child logs JSON lines to its standard output; a thread per child puts them, parsed, into one bounded queue.
 A child leads its own session, so that Ctrl-C reaches this process alone, which then ends the others in order. It
@@ -13,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ministream.base.errors import UserError
 from ministream.base.lifecycle import PARENT, SLICE, StopFlag
 
 GRACE = 10.0
@@ -54,10 +56,10 @@ class Child:
 class Children:
     """All programs of one run; leaving the context ends those that still run.
 
-    Every event that any of them logs, to the very last, is passed to `show` with the program's name.
+    Every event that any of them logs, to the very last, is passed to `show` with the program's name as its `service`.
     """
 
-    def __init__(self, stop: StopFlag, show: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(self, stop: StopFlag, show: Callable[[dict[str, Any]], None]) -> None:
         self.all: list[Child] = []
         self._stop, self._show = stop, show
         self._lines: queue.Queue[tuple[Child, dict[str, Any]]] = queue.Queue(maxsize=10_000)
@@ -76,7 +78,8 @@ class Children:
     def start(self, name: str, module: str, arguments: Sequence[str], *, serves: bool = False) -> Child:
         """Start `python -m MODULE ARGUMENTS…` and listen to it under `name`.
 
-        One that `serves` has no end of its own: `events` does not wait for it.
+        One that `serves` has no end of its own: `events` does not wait for it. Events that it only repeats (`via` says
+        so) keep the name of the service whose they are.
         """
         command = [sys.executable, "-m", module, *arguments, "--log-format", "json"]
         process = self._stack.enter_context(
@@ -106,7 +109,8 @@ class Children:
                 event = None
             if not isinstance(event, dict):  # no line of ours: a library's, or the interpreter's last words
                 event = {"level": "error", "event": line.rstrip()}
-            self._lines.put((child, {**event, "service": child.name}))
+            name = "via" if event.get("via") else "service"
+            self._lines.put((child, event | {name: child.name}))
 
     def events(self) -> Iterator[bool]:
         """Yield True after each event, False when nothing came for a moment; end when all that do not serve have ended.
@@ -126,11 +130,25 @@ class Children:
             self._take(child, event)
             yield True
 
+    def follow(self) -> Iterator[bool]:
+        """Go through `events` and raise UserError, with its name and reason, as soon as a program has failed."""
+        for heard in self.events():
+            if not heard:
+                self._check()
+            yield heard
+        self._check()
+
+    def _check(self) -> None:
+        for child in self.all:
+            if child.failed:
+                raise UserError(f"{child.name} failed: {child.reason}")
+
     def _take(self, child: Child, event: dict[str, Any]) -> None:
-        child.events[str(event.get("event"))] = event
-        if event.get("level") == "error":
-            child.last_error = str(event.get("event"))
-        self._show(child.name, event)
+        if not event.get("via"):  # else it repeats what another program said
+            child.events[str(event.get("event"))] = event
+            if event.get("level") == "error":
+                child.last_error = str(event.get("event"))
+        self._show(event)
 
     def end(self) -> None:
         """Ask those that still run to stop, and kill what does not within `GRACE`; their last events are shown."""
@@ -152,3 +170,17 @@ class Children:
     def _drain(self) -> None:
         while not self._lines.empty():
             self._take(*self._lines.get_nowait())
+
+
+def command_line(options: Mapping[str, Any], config: Path | None = None) -> list[str]:
+    """Return `options` of a program of ours as its command line, after its settings file."""
+    given = [f"--config={config}"] if config else []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, Mapping):
+            given += [f"--{flag}={key}={text}" for key, text in value.items()]
+        else:
+            given.append(f"--{flag}={value}")
+    return given

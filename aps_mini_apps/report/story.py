@@ -1,6 +1,6 @@
 """What is known of a run when it has ended."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,3 +38,15 @@ class Story:
     tunnel: Mapping[str, Any] = field(default_factory=dict)
     dataset: str = "/data"
     truth: npt.NDArray[np.float32] | None = None
+
+
+def verdict_on(state: str, lost: int) -> str:
+    """Return in a sentence how a scan has ended; `state` is "complete" or why it is not."""
+    loss = "no frame was lost" if not lost else f"{lost} frames were lost"
+    return f"The scan is complete; {loss}." if state == "complete" else f"The scan is not complete: {state}; {loss}."
+
+
+def summary_lines(verdict: str, figures: Sequence[tuple[str, str]], *hints: str) -> list[str]:
+    """Return the end of the story for a terminal: the verdict, the figures in a column, what to do next."""
+    width = max((len(name) for name, _ in figures), default=0)
+    return ["", verdict, *(f"  {name:<{width}}  {value}" for name, value in figures), *hints]

@@ -5,17 +5,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from aps_mini_apps.quality.measures import Quality, compare
+from aps_mini_apps.report.preview import Result, draw, read_result
+from aps_mini_apps.report.story import Story, verdict_on
 from aps_mini_apps.sirt.writer import scan_of
 from ministream.base.errors import UserError
 from ministream.base.files import whole_or_absent
-from ministream.commands.preview import Result, draw, read_result
-from ministream.commands.story import Story
+
+if TYPE_CHECKING:
+    from aps_mini_apps.quality.measures import Quality
 
 Row = tuple[str, ...]
 Table = tuple[str, str, Row, list[Row]]
@@ -27,7 +29,7 @@ class Report:
 
     preview: Path
     page: Path
-    quality: Quality | None
+    quality: "Quality | None"
     verdict: str
     headline: list[tuple[str, str]]
 
@@ -46,7 +48,7 @@ def write_report(folder: Path, story: Story) -> Report:
     Raises UserError if there is none, or if they cannot be written: the reconstruction stays as it is.
     """
     result = last_result(folder, story)
-    quality = compare(result.volume, story.truth) if story.truth is not None else None
+    quality = _judge(result, story)
     title = f"Mini-Stream: {Path(story.source).name}"
     preview, page = folder / "preview.png", folder / "report.html"
     picture = draw(result, story.truth, title)
@@ -54,9 +56,9 @@ def write_report(folder: Path, story: Story) -> Report:
         picture.savefig(aside, dpi=110, format="png")
     headline, verdict = _headline(result, story, quality), _verdict(result, story)
     environment = Environment(
-        loader=PackageLoader("ministream.commands", "."), autoescape=select_autoescape(["html", "j2"])
+        loader=PackageLoader("aps_mini_apps.report", "."), autoescape=select_autoescape(["html", "j2"])
     )
-    text = environment.get_template("report.html.j2").render(
+    text = environment.get_template("page.html.j2").render(
         title=title,
         complete=result.attributes["state"] == "complete",
         verdict=verdict,
@@ -72,15 +74,21 @@ def write_report(folder: Path, story: Story) -> Report:
     return Report(preview=preview, page=page, quality=quality, verdict=verdict, headline=headline)
 
 
+def _judge(result: Result, story: Story) -> "Quality | None":
+    if story.truth is None:
+        return None
+    from aps_mini_apps.quality.measures import compare  # loads the libraries of every measure
+
+    return compare(result.volume, story.truth)
+
+
 def _verdict(result: Result, story: Story) -> str:
     # a frame that the distributor never got is a gap for every worker too: the losses are not added up
     lost = max((int(event.get("lost", 0)) for event in story.services.values()), default=0)
-    state = str(result.attributes["state"])
-    loss = "no frame was lost" if not lost else f"{lost} frames were lost"
-    return f"The scan is complete; {loss}." if state == "complete" else f"The scan is not complete: {state}; {loss}."
+    return verdict_on(str(result.attributes["state"]), lost)
 
 
-def _headline(result: Result, story: Story, quality: Quality | None) -> list[tuple[str, str]]:
+def _headline(result: Result, story: Story, quality: "Quality | None") -> list[tuple[str, str]]:
     slices, size, _ = result.volume.shape
     attributes = result.attributes
     figures = [
@@ -112,7 +120,7 @@ def _float(value: object) -> float:
     return float(str(value))
 
 
-def _tables(result: Result, story: Story, quality: Quality | None) -> list[Table]:
+def _tables(result: Result, story: Story, quality: "Quality | None") -> list[Table]:
     keys = ("received", "sent", "rate", "lost", "refused", "seconds")
     services = [(name, *(_show(event.get(key)) for key in keys)) for name, event in story.services.items()]
     tables: list[Table] = [("Programs", "", ("program", *keys), services)]
@@ -137,10 +145,3 @@ def _show(value: object) -> str:
     if value is None or value == "":
         return "–"
     return f"{value:.5g}" if isinstance(value, float | np.floating) else str(value)
-
-
-def summary_lines(report: Report) -> list[str]:
-    """Return the end of the story for a terminal."""
-    width = max(len(name) for name, _ in report.headline)
-    figures = (f"  {name:<{width}}  {value}" for name, value in report.headline)
-    return ["", report.verdict, *figures, f"Look at {report.page} and {report.preview}."]

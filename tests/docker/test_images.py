@@ -1,0 +1,45 @@
+"""What is in the images, and what is not."""
+
+import pytest
+
+from tests.docker.conftest import docker, inspect
+
+pytestmark = [
+    pytest.mark.docker,
+    pytest.mark.needs("docker", "docker-compose"),
+    pytest.mark.timeout(1800),
+    pytest.mark.usefixtures("images"),
+]
+
+LARGEST = {"mini-stream/control": 250e6, "mini-stream/pipeline": 900e6}
+
+PROGRAMS = {
+    "mini-stream/control": "bash s2cs s2uc haproxy nginx stunnel sshd",
+    "mini-stream/pipeline": "bash ministream",
+}
+
+
+@pytest.mark.parametrize("image", LARGEST)
+def test_they_are_small_labelled_and_nobodys_root(image: str) -> None:
+    found = inspect(image)
+    assert found["Size"] <= LARGEST[image]
+    assert found["Config"]["User"] == "ministream"
+    assert found["Config"]["Labels"]["org.opencontainers.image.title"] == "Mini-Stream"
+
+
+@pytest.mark.parametrize("image", PROGRAMS)
+def test_they_hold_what_is_needed_and_no_compiler(image: str) -> None:
+    script = (
+        f"id -u; type -P {PROGRAMS[image]} >/dev/null || echo missing; type -P cc gcc make pip pip3; python3 -m pip -V"
+    )
+    said = docker("run", "--rm", "--network", "none", "--entrypoint", "bash", image, "-c", script, check=False)
+    assert said == "10001"
+
+
+@pytest.mark.parametrize("image", PROGRAMS)
+def test_they_hold_no_secret(image: str) -> None:
+    script = (
+        "find /access /var/lib/s2cs /var/lib/receiver /etc/ssh /app -name '*key*' -o -name 'token*' -type f 2>/dev/null"
+    )
+    said = docker("run", "--rm", "--network", "none", "--entrypoint", "bash", image, "-c", script, check=False)
+    assert [path for path in said.split() if not path.endswith((".py", ".pyc"))] == []
