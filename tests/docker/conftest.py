@@ -30,13 +30,6 @@ ENVIRONMENT = {"DOCKER_API_VERSION": "1.41", **os.environ, "DOCKER_BUILDKIT": "0
 COMPOSES = {"v1": Path("/usr/bin/docker-compose"), "v2": Path(sys.prefix) / "bin" / "docker-compose"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is in this folder; keep it on one worker."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("docker"))
-
-
 def command(*arguments: object, timeout: float = PATIENCE, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a command; with `check` fail the test, showing what it said, unless it ends with 0."""
     argv = [str(argument) for argument in arguments]

@@ -13,6 +13,7 @@ from tests.docker.conftest import ENVIRONMENT, PROJECT, SERVICES, Stack, docker,
 
 pytestmark = [
     pytest.mark.docker,
+    pytest.mark.xdist_group("docker"),
     pytest.mark.needs("docker", "docker-compose"),
     pytest.mark.timeout(1800),
     pytest.mark.usefixtures("images"),
@@ -89,7 +90,7 @@ class TestWhileAScanRuns:
         up = stack(producer=SLOW, receiver=QUICK)
         up.start()
         entrance = "192.168.100.10/5560"
-        up.wait_for("producer", "listening")
+        up.wait_for("producer", "endpoint=tcp://192.168.100.10:5560")
         assert reached("producer_network", entrance) == [entrance]
         up.wait_for("ministream", "tunnel open")
         assert reached("consumer_network", entrance, "192.168.101.10/5000", "192.168.100.11/5000") == []
