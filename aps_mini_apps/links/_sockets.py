@@ -29,7 +29,7 @@ LARGEST_REQUEST = 4096
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 10, 5, 4
 """Seconds of silence until a watched peer's machine is asked for a sign of life, seconds between two questions, and how
 many may stay unanswered. The system asks, not ZeroMQ: a reader that has no room for frames reads no PING either, and
-would be cut off; and its late PONG to a sender that has closed would reset the connection, frames on their way included.
+would be cut off; and its late PONG to a sender that has closed would reset the connection, and what is on its way.
 """
 
 _STRANGERS = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
