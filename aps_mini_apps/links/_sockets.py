@@ -26,8 +26,11 @@ LARGEST_FRAME = 1 << 30
 LARGEST_REQUEST = 4096
 """Bytes: many times the longest request of any protocol here."""
 
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 5_000, 30_000
-"""How often a watched peer is asked for a sign of life, and how long it may take to give one."""
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 10, 5, 4
+"""Seconds of silence until a watched peer's machine is asked for a sign of life, seconds between two questions, and how
+many may stay unanswered. The system asks, not ZeroMQ: a reader that has no room for frames reads no PING either, and
+would be cut off; and its late PONG to a sender that has closed would reset the connection, and what is on its way.
+"""
 
 _STRANGERS = (zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
 """What connects and does not speak ZeroMQ: a port scanner, or a proxy's check whether somebody is there."""
@@ -51,8 +54,8 @@ class Line:
     largest
         Bytes of the largest message that is taken.
     watched
-        Follow who connects and leaves (`connections`). A peer whose machine or process stands still counts as gone
-        after `HEARTBEAT_TIMEOUT`.
+        Follow who connects and leaves (`connections`). A peer whose machine is gone counts as gone after half a minute
+        of silence, or, with frames under way to it, when the system gives up sending (a quarter of an hour).
     """
 
     def __init__(
@@ -74,7 +77,8 @@ class Line:
         self._connections = self._strangers = 0
         self._monitor = None
         if watched:
-            self.socket.heartbeat_ivl, self.socket.heartbeat_timeout = HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS
+            self.socket.tcp_keepalive, self.socket.tcp_keepalive_idle = 1, KEEPALIVE_IDLE
+            self.socket.tcp_keepalive_intvl, self.socket.tcp_keepalive_cnt = KEEPALIVE_INTERVAL, KEEPALIVE_COUNT
             watched_events = [zmq.EVENT_HANDSHAKE_SUCCEEDED, zmq.EVENT_DISCONNECTED, *_STRANGERS]
             self._monitor = self.socket.get_monitor_socket(functools.reduce(operator.or_, watched_events))
 

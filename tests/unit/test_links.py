@@ -5,6 +5,7 @@ import itertools
 import json
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -283,6 +284,23 @@ def test_the_end_waits_until_all_has_left(pool: ThreadPoolExecutor) -> None:
             done.result(1.0)
         assert len(drain(receiver)) == frames
         done.result(PATIENCE)
+
+
+def test_a_reader_that_begins_late_gets_all_that_lies_in_the_systems_queues() -> None:
+    """Nothing may go from a reader to a sender: coming after its end, it would reset the connection.
+
+    Frames are sent for seconds, for a sign of life that ZeroMQ itself would ask for every few.
+    """
+    frames = 140
+    with (
+        PushSender(FREE, queue_frames=64, timeout=PATIENCE) as sender,
+        PullReceiver(sender.endpoint, queue_frames=16, timeout=PATIENCE) as receiver,
+    ):
+        for k in range(frames):
+            sender.send(make_frame(k, shape=(64, 64)))
+            time.sleep(0.05)  # a detector's pace
+        sender.end()
+        assert len(drain(receiver)) == frames
 
 
 def test_a_receiver_that_leaves_ends_the_wait_for_it(pool: ThreadPoolExecutor) -> None:
