@@ -20,7 +20,8 @@ from aps_mini_apps.dist.distributor import Distributor
 from aps_mini_apps.dist.stripes import StripeFilter
 from aps_mini_apps.frames import Frame
 from aps_mini_apps.sirt import axis
-from aps_mini_apps.sirt.projectors import Backend, Model, Norm, make_projector
+from aps_mini_apps.sirt.projectors import Backend, Model, Norm, choose_backend, make_projector
+from aps_mini_apps.sirt.projectors.memory import check_memory
 from aps_mini_apps.sirt.reconstruction import Reconstruction
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 
@@ -127,6 +128,8 @@ def reconstruct_frames(
     arrivals = iter(corrected)
     first = next(arrivals)
     slices, columns = first.pixels.shape
+    if choose_backend(backend) != "cuda":  # a GPU has a memory of its own
+        check_memory(slices, columns, length)
     projector = make_projector(backend, slices, columns, model=model, norm=norm)
     reconstruction = Reconstruction(
         projector,

@@ -1,10 +1,11 @@
 """`ministream sirt`: receive a slab's projections, reconstruct, write and publish."""
 
+import threading
 import time
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import chain
@@ -16,13 +17,14 @@ import numpy as np
 
 from aps_mini_apps.compiling import use_threads
 from aps_mini_apps.frames import Frame, FrameKind, RowRange, Volume
-from aps_mini_apps.geometry import check_center
+from aps_mini_apps.geometry import check_center, partition_rows
 from aps_mini_apps.links import FrameReceiver
 from aps_mini_apps.links.pubsub import VolumePublisher
 from aps_mini_apps.links.push import PullReceiver
 from aps_mini_apps.links.tmq import TmqWorker
 from aps_mini_apps.sirt.algorithms import Algorithm
-from aps_mini_apps.sirt.projectors import Projector, choose_backend, load_backend, make_projector
+from aps_mini_apps.sirt.projectors import Backend, Projector, choose_backend, load_backend, make_projector
+from aps_mini_apps.sirt.projectors.memory import check_memory
 from aps_mini_apps.sirt.reconstruction import AxisSearch, Reconstruction, Update
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
@@ -81,15 +83,37 @@ def _warnings_in_log() -> Iterator[None]:
 def _open_receiver(settings: SirtSettings, stop: StopFlag) -> FrameReceiver:
     timeout = settings.timeout or None
     if not settings.dest_host:
-        hear = _repeat if settings.notes else None
+        hear = _Listener(settings).hear if settings.notes else None
         return PullReceiver(settings.source, peer="the producer", on_note=hear, stop=stop, timeout=timeout)
     base = f"tcp://{settings.dest_host}:{settings.dest_port}"
     return TmqWorker(base, settings.rank, settings.workers, stop=stop, timeout=timeout)
 
 
-def _repeat(note: Note) -> None:
-    """Log what the producer's programs have logged, in their name and with their time; `via` tells it from our own."""
-    repeat(note.as_event() | {"via": "sirt"})
+def _make_projector(settings: SirtSettings, backend: Backend, slices: int, columns: int) -> Projector:
+    return make_projector(
+        backend, slices, columns, model=settings.model, norm=settings.norm, circle=settings.circle, half=settings.half
+    )
+
+
+class _Listener:
+    """Hears the notes of the producer's programs."""
+
+    def __init__(self, settings: SirtSettings) -> None:
+        self._settings = settings
+
+    def hear(self, note: Note) -> None:
+        """Log what they have logged, in their name and with their time; `via` tells it from our own."""
+        repeat(note.as_event() | {"via": "sirt"})
+        size = note.fields.get("rows"), note.fields.get("columns")
+        if (note.service, note.event) == ("daq", "scan started") and all(type(n) is int and n > 0 for n in size):
+            threading.Thread(target=self._compile, args=size, name="compiler", daemon=True).start()
+
+    def _compile(self, rows: int, columns: int) -> None:
+        """Compile while flats and darks arrive: the first window then waits for no compiler."""
+        settings = self._settings
+        with suppress(ValueError):  # what cannot be is said when the first projection is there
+            slab = partition_rows(rows, settings.workers)[settings.rank]
+            _make_projector(settings, choose_backend(settings.backend), slab.count, columns).warm_up()
 
 
 def _source(settings: SirtSettings) -> str:
@@ -152,10 +176,10 @@ class _Session:
         settings = self.settings
         if settings.center not in ("auto", 0.0):
             check_center(float(settings.center), columns)
+        if self.backend != "cuda":  # a GPU has a memory of its own
+            check_memory(slices, columns, settings.window_length)
         began = time.monotonic()
-        projector = make_projector(
-            self.backend, slices, columns, model=settings.model, norm=settings.norm, half=settings.half
-        )
+        projector = _make_projector(settings, self.backend, slices, columns)
         projector.warm_up()
         self.log.info(
             "projector ready",

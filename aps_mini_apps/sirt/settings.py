@@ -65,6 +65,12 @@ class SirtSettings(Settings):
         " tomopy (those packages).",
         group="Engine",
     )
+    circle: float | None = option(
+        None,
+        gt=0.0,
+        help="Reconstruct within a circle alone, its diameter as a share of the detector's width.",
+        group="Geometry",
+    )
     half: bool = option(False, help="Store volumes in 16 bits (cuda only): half the memory.", group="Engine")
     thread: int = option(1, names="-t --threads", ge=1, help="Threads of the numba back end.", group="Engine")
 

@@ -153,7 +153,13 @@ class Plan:
         correction.warm_up()
         try:
             make_projector(
-                sirt.backend, slices, source.columns, model=sirt.model, norm=sirt.norm, half=sirt.half
+                sirt.backend,
+                slices,
+                source.columns,
+                model=sirt.model,
+                norm=sirt.norm,
+                circle=sirt.circle,
+                half=sirt.half,
             ).warm_up()
         except ValueError as error:  # it cannot run here, or not a slab of this size
             raise UserError(str(error)) from error

@@ -16,12 +16,13 @@ def limits(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "_CGROUP", tmp_path)
 
-    def report(available=None, limit=None, used=0):
+    def report(available=None, limit=None, used=0, files=0):
         if available is not None:
             (tmp_path / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {available // 1024} kB\n")
         if limit is not None:
             (tmp_path / "memory.max").write_text(f"{limit}\n")
-            (tmp_path / "memory.current").write_text(f"{used}\n")
+            (tmp_path / "memory.current").write_text(f"{used + files}\n")
+            (tmp_path / "memory.stat").write_text(f"anon {used}\nactive_file 0\ninactive_file {files}\n")
 
     return report
 
@@ -52,7 +53,7 @@ def test_a_single_slice_too_many_has_no_workers_to_offer(limits):
 
 
 def test_the_containers_limit_counts(limits):
-    limits(available=24 * GIB, limit=4 * GIB, used=GIB)
+    limits(available=24 * GIB, limit=4 * GIB, used=GIB, files=2 * GIB)
     assert memory_available() == 3 * GIB
     with pytest.raises(ValueError, match=r"3\.00 GiB are free"):
         check_memory(512, 2048, 32)

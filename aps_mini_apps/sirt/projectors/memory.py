@@ -98,7 +98,13 @@ def _machine_available() -> int | None:
 
 def _container_available() -> int | None:
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used, stat = (
+            (_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current", "memory.stat")
+        )
     except OSError:  # the root group, or cgroup v1
         return None
-    return None if limit == "max" else max(0, int(limit) - int(used))
+    if limit == "max":
+        return None
+    counts = dict(line.split() for line in stat.splitlines())
+    cached = int(counts.get("active_file", 0)) + int(counts.get("inactive_file", 0))  # files' pages make room
+    return max(0, int(limit) - int(used) + cached)
