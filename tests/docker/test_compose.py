@@ -68,7 +68,10 @@ def test_a_scan_of_ones_own_by_one_variable(
     stack: NewStack, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "DATA_FILE", str(shared_data / "tooth.h5"))
-    up = stack(producer={"MINISTREAM_DAQ_FRAME_RATE": 0}, receiver={**QUICK, "MINISTREAM_SIRT_CENTER": 296})
+    up = stack(
+        producer={"MINISTREAM_DAQ_FRAME_RATE": 0},
+        receiver={"MINISTREAM_SIRT_CENTER": 296, "MINISTREAM_RECEIVER_SLICES": 2},
+    )
     done = up.run()
     assert done.returncode == 0, done.stdout[-4000:]
     with h5py.File(up.files(tmp_path / "out")[-1]) as file:
