@@ -17,7 +17,7 @@ help:
 	@echo "make faults                       random kills of servers, proxies and clients in mid-stream"
 	@echo "make fuzz                         a minute of a fuzzer's bytes for all that reads messages, addresses, policies"
 	@echo "make up, make down                two facilities in containers: a scan from one to the other; end them"
-	@echo "make test-docker                  run the tests of the containers alone (needs docker-compose)"
+	@echo "make test-docker                  run all tests of the containers (needs docker-compose; half an hour)"
 	@echo "make lint                         style, types, direction of imports"
 	@echo "make bench                        benchmarks, as ratios against peers"
 	@echo "make lock                         renew the pinned requirements"
@@ -51,7 +51,7 @@ down:
 
 test-docker: .venv/.installed-dev
 	@docker info >/dev/null 2>&1 || bash tests/docker/engine.sh
-	@$(BIN)/python -m pytest tests/docker $(ARGS)
+	@$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ def reached(network: str, *addresses: str) -> list[str]:
     return docker("run", "--rm", "--network", network, *script, *addresses).split()
 
 
-@pytest.mark.parametrize("compose", ["v1", "v2"])
+@pytest.mark.parametrize("compose", ["v1", pytest.param("v2", marks=pytest.mark.long)])
 def test_a_phantom_crosses_both_gateways_into_the_output_volume(stack: NewStack, tmp_path: Path, compose: str) -> None:
     up = stack(compose)
     done = up.run()
@@ -68,7 +68,10 @@ def test_a_scan_of_ones_own_by_one_variable(
     stack: NewStack, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENVIRONMENT, "DATA_FILE", str(shared_data / "tooth.h5"))
-    up = stack(producer={"MINISTREAM_DAQ_FRAME_RATE": 0}, receiver={**QUICK, "MINISTREAM_SIRT_CENTER": 296})
+    up = stack(
+        producer={"MINISTREAM_DAQ_FRAME_RATE": 0},
+        receiver={"MINISTREAM_SIRT_CENTER": 296, "MINISTREAM_RECEIVER_SLICES": 2},
+    )
     done = up.run()
     assert done.returncode == 0, done.stdout[-4000:]
     with h5py.File(up.files(tmp_path / "out")[-1]) as file:
@@ -119,6 +122,7 @@ class TestWhileAScanRuns:
         assert "restarted in mid-scan" in up.log("ministream") or "SIGTERM" in up.log("ministream")
         assert "-recon.h5" in up.log("ministream")
 
+    @pytest.mark.long
     def test_a_gateway_that_is_restarted_ends_it_with_its_reason_or_not_at_all(self, stack: NewStack) -> None:
         up = stack(producer=SLOW, receiver=QUICK)
         up.start()
@@ -146,6 +150,7 @@ def test_a_wrong_setting_is_told_at_once(stack: NewStack) -> None:
     assert "window_length" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["nginx", "stunnel", "ssh"])
 def test_other_proxies_carry_it_too(stack: NewStack, kind: str) -> None:
     proxy = {"MINISTREAM_S2CS_TYPE": kind}
@@ -156,6 +161,7 @@ def test_other_proxies_carry_it_too(stack: NewStack, kind: str) -> None:
     assert f"{kind}, encrypted" in up.log("ministream")
 
 
+@pytest.mark.long
 def test_workers_in_containers_of_their_own_share_the_rows(stack: NewStack, tmp_path: Path) -> None:
     two = {"MINISTREAM_DIST_WORKERS": 2}
     up = stack(
