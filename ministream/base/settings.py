@@ -115,7 +115,18 @@ def _given(
         yield "command line", key, value
 
 
-SECTIONS = ("run", "daq", "dist", "sirt", "quality", "s2cs")
+SECTIONS = (
+    "run",
+    "daq",
+    "dist",
+    "sirt",
+    "quality",
+    "s2cs",
+    "delivery_server",
+    "delivery_broker",
+    "delivery_tickets",
+    "delivery_download",
+)
 """What a settings file may hold; each program reads the section of its own name."""
 
 
