@@ -4,11 +4,12 @@ Tables are declared on `metadata` by the modules that own them. A transaction th
 then takes its write lock at the beginning and waits for it, where one taken half-way would be refused at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
@@ -52,6 +53,15 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """Open a transaction that writes: committed at the end of the block, rolled back if it raises."""
     with engine.execution_options(writes=True).begin() as connection:
         yield connection
+
+
+def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows, each of which replaces the one with its primary key, if there is one."""
+    dialect = {"sqlite": sqlite, "postgresql": postgresql}[connection.dialect.name]
+    statement = dialect.insert(table)
+    keys = table.primary_key.columns
+    changed = {column.name: statement.excluded[column.name] for column in table.columns if column.name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=changed), rows)
 
 
 def _engine(url: str) -> Engine:

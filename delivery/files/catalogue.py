@@ -1,12 +1,15 @@
 """Digests that were taken once are kept in the database, and taken again only of files that changed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from sqlalchemy import BigInteger, Column, Engine, String, Table
+from sqlalchemy import BigInteger, Column, ColumnElement, Engine, String, Table, and_, delete, select
 
-from delivery.database import metadata
+from delivery.database import metadata, upsert, writing
 from delivery.files.roots import Found, Root
-from delivery.files.version import FileVersion
+from delivery.files.version import FileVersion, digest
+
+BATCH = 1000
+"""Files asked for or remembered at a time: far below what a statement may hold, and little to lose in a crash."""
 
 versions = Table(
     "file_versions",
@@ -15,11 +18,13 @@ versions = Table(
     Column("path", String, primary_key=True),
     Column("size", BigInteger, nullable=False),
     Column("mtime_ns", BigInteger, nullable=False),
-    Column("inode", String, nullable=False),
+    Column("inode", BigInteger, nullable=False),
     Column("crc32", BigInteger, nullable=False),
     Column("sha256", String(64), nullable=False),
     Column("blake3", String(64), nullable=False),
 )
+
+_VERSION = [versions.c[name] for name in FileVersion._fields]
 
 
 class Catalogue:
@@ -33,13 +38,59 @@ class Catalogue:
     ) -> list[FileVersion]:
         """Return the versions of `files`, in their order; reads only those that are new or changed.
 
+        Parameters
+        ----------
+        root, files
+            What to look at.
+        progress
+            Called with each version that had to be read.
+
         Raises
         ------
         SourceChanged
             If one changes meanwhile.
         """
-        raise NotImplementedError
+        wanted = list(files)
+        known = self._known(root, [found.path for found in wanted])
+        fresh = []
+        for found in wanted:
+            version = known.get(found.path)
+            if version is None or version[1:4] != found.stamp:
+                with root.open(found.path, found.stamp) as descriptor:
+                    version = known[found.path] = digest(descriptor, found.path)
+                fresh.append(version)
+                if progress:
+                    progress(version)
+                if len(fresh) == BATCH:
+                    self._remember(root, fresh)
+                    fresh = []
+        self._remember(root, fresh)
+        return [known[found.path] for found in wanted]
 
     def forget(self, root: Root, paths: Sequence[str]) -> None:
         """Drop what is known of files that have left the root."""
-        raise NotImplementedError
+        with writing(self._engine) as connection:
+            for some in _batches(paths):
+                connection.execute(delete(versions).where(_among(root, some)))
+
+    def _known(self, root: Root, paths: Sequence[str]) -> dict[str, FileVersion]:
+        known = {}
+        with self._engine.connect() as connection:
+            for some in _batches(paths):
+                for row in connection.execute(select(*_VERSION).where(_among(root, some))):
+                    known[row[0]] = FileVersion._make(row)
+        return known
+
+    def _remember(self, root: Root, fresh: Sequence[FileVersion]) -> None:
+        if fresh:
+            rows = [{"root": str(root.folder), **version._asdict()} for version in fresh]
+            with writing(self._engine) as connection:
+                upsert(connection, versions, rows)
+
+
+def _among(root: Root, paths: Sequence[str]) -> ColumnElement[bool]:
+    return and_(versions.c.root == str(root.folder), versions.c.path.in_(paths))
+
+
+def _batches(paths: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (paths[start : start + BATCH] for start in range(0, len(paths), BATCH))
