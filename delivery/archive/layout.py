@@ -169,5 +169,5 @@ def _check_names(entries: Sequence[Entry]) -> None:
     if len(names) != len(entries):
         raise UserError("two files would have one name in the archive; ask for them in two")
     for name in names:
-        if not name or name.startswith("/") or name == MANIFEST or len(name.encode()) > LONGEST_NAME:
+        if not name or name[0] == "/" or name == MANIFEST or len(name.encode()) > LONGEST_NAME:
             raise UserError(f"{name[:80]!r} is no name for a file in an archive")

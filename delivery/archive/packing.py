@@ -13,7 +13,7 @@ from isal import isal_zlib
 from delivery.files.roots import Root
 from delivery.files.version import FileVersion, check_unchanged
 
-KINDS = frozenset({".csv", ".html", ".json", ".log", ".md", ".svg", ".txt", ".xml", ".yaml", ".yml"})
+KINDS = (".csv", ".html", ".json", ".log", ".md", ".svg", ".txt", ".xml", ".yaml", ".yml")
 """Endings of names of files that shrink much."""
 
 LARGEST = 256 << 10
@@ -28,7 +28,7 @@ _RAW = -15  # window of 32 KiB, no header
 
 def worth_packing(version: FileVersion) -> bool:
     """Return whether a file is small and of a kind that compresses."""
-    return 0 < version.size <= LARGEST and os.path.splitext(version.path)[1].lower() in KINDS  # noqa: PTH122 - quick
+    return 0 < version.size <= LARGEST and version.path.lower().endswith(KINDS)
 
 
 class Packer:

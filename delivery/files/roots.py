@@ -199,13 +199,13 @@ class _Look:
 
     def listing(self) -> Listing:
         """Return what was found, without names that would overwrite one another."""
-        names = Counter(_unpacked(found.path) for found in self._files)
-        files = []
-        for found in self._files:
-            if names[_unpacked(found.path)] > 1:
+        names = [_unpacked(found.path) for found in self._files]
+        files = self._files
+        if len(set(names)) < len(names):
+            count = Counter(names)
+            files = [found for found, name in zip(files, names, strict=True) if count[name] == 1]
+            for found in set(self._files).difference(files):
                 self.refuse(found.path, "its name differs from another one's only in case or in Unicode's composition")
-            else:
-                files.append(found)
         return Listing(sorted(files), sorted(self._refused))
 
 
@@ -220,9 +220,11 @@ def _parts(path: str) -> list[str]:
 
 def _unfit(name: str) -> str:
     """Return why a file or folder of this name is not offered; nothing if it is."""
-    if name.startswith("."):
+    if name[0] != "." and name.isprintable() and not name.endswith(UNFINISHED):
+        return ""  # nearly always, and asked ten thousand times a request
+    if name[0] == ".":
         return "names that begin with a dot are hidden"
-    if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         return "its name is not UTF-8 text, or has control characters"
     return "half-written, by its name" if name.endswith(UNFINISHED) else ""
 

@@ -125,12 +125,14 @@ class RangeResponse(Response):
                 following = blocks.next()
                 await send({"type": "http.response.body", "body": block, "more_body": True})
                 block = await following
-            await send({"type": "http.response.body"})  # waits until nearly all of the last block has left
+            await send({"type": "http.response.body", "more_body": True})  # waits until the last block has nearly left
+            await asyncio.sleep(0)  # a lost connection has been told by then
+            whole = not block and not gone.done()
+            await send({"type": "http.response.body"})
         finally:
-            told = gone.done()
             gone.cancel()
             await blocks.close()
-        if self._on_sent and not told:
+        if self._on_sent and whole:
             await asyncio.get_running_loop().run_in_executor(_readers, self._on_sent, start, stop)
 
 
@@ -148,7 +150,7 @@ class _Ahead:
 
     async def close(self) -> None:
         """Give up what is open, once a read that is under way has ended."""
-        if self._reading and not self._reading.done():
+        if self._reading:
             with contextlib.suppress(Exception):
                 await asyncio.shield(self._reading)
         if close := getattr(self._blocks, "close", None):
