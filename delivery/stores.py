@@ -57,7 +57,7 @@ class Store:
             raise UserError(f"store {url}: {error}; give a folder or s3://bucket/prefix") from error
 
     def put_stream(self, key: str, blocks: Iterable[bytes]) -> int:
-        """Store what `blocks` yields and return its length in bytes; if they raise, so does this, and nothing is stored."""
+        """Store what `blocks` yields and return its length in bytes; if they raise, so does this, and nothing is kept."""
         counted = _Counted(blocks)
         try:
             obstore.put(self._store, key, counted, chunk_size=PART, max_concurrency=WRITERS)
@@ -136,4 +136,6 @@ def _open(url: str) -> LocalStore | S3Store:
     if url.startswith("s3://"):
         return S3Store.from_url(url, client_options={"timeout": timedelta(minutes=5)})
     folder = Path(url.removeprefix("file://"))
+    if "://" in url and not url.startswith("file:///"):
+        raise ValueError("no such kind of store is known")
     return LocalStore(folder.absolute(), mkdir=True)
