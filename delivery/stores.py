@@ -4,7 +4,6 @@ A key is a relative POSIX path. What is put under it is there whole or not at al
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import obstore
@@ -134,7 +133,7 @@ class _Counted:
 
 def _open(url: str) -> LocalStore | S3Store:
     if url.startswith("s3://"):
-        return S3Store.from_url(url, client_options={"timeout": timedelta(minutes=5)})
+        return S3Store.from_url(url)
     folder = Path(url.removeprefix("file://"))
     if "://" in url and not url.startswith("file:///"):
         raise ValueError("no such kind of store is known")

@@ -25,6 +25,7 @@ def seaweed(tmp_path_factory) -> Iterator[str]:
     ports = dict(zip((*roles, *(f"{role}.grpc" for role in roles)), free_ports(2 * len(roles)), strict=True))
     options = [f"-{role}.port={ports[role]}" for role in roles]
     options += [f"-{role}.port.grpc={ports[f'{role}.grpc']}" for role in roles]
+    options += [f"-s3.port.{kind}={port}" for kind, port in zip(("iceberg", "lance"), free_ports(2), strict=True)]
     options += ["-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-ip=127.0.0.1", "-bucket=artefacts"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
