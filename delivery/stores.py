@@ -56,7 +56,7 @@ class Store:
             raise UserError(f"store {url}: {error}; give a folder or s3://bucket/prefix") from error
 
     def put_stream(self, key: str, blocks: Iterable[bytes]) -> int:
-        """Store what `blocks` yields and return its length in bytes; if they raise, so does this, and nothing is kept."""
+        """Store what `blocks` yields and return its length in bytes; if they raise, so does this."""
         counted = _Counted(blocks)
         try:
             obstore.put(self._store, key, counted, chunk_size=PART, max_concurrency=WRITERS)

@@ -94,7 +94,7 @@ class Root:
         for path in dict.fromkeys(paths):
             try:
                 with self.open(path) as descriptor:
-                    look.judge(path, os.fstat(descriptor))
+                    look.judge(path, path.rpartition("/")[2], os.fstat(descriptor))
             except UserError as error:
                 look.refuse(path, str(error))
         return look.listing()
@@ -180,13 +180,13 @@ class _Look:
 
     def _judge_entry(self, entry: "os.DirEntry[str]", path: str) -> None:
         try:
-            self.judge(path, entry.stat(follow_symlinks=False))
+            self.judge(path, entry.name, entry.stat(follow_symlinks=False))
         except OSError as error:  # gone since the folder was read
             self.refuse(path, error.strerror or "gone")
 
-    def judge(self, path: str, status: os.stat_result) -> None:
+    def judge(self, path: str, name: str, status: os.stat_result) -> None:
         """Put a file among those that may leave, or among those that may not."""
-        if reason := _unfit(path.rpartition("/")[2]) or _unfit_status(status):
+        if reason := _unfit(name) or _unfit_kind(status.st_mode):
             self.refuse(path, reason)
         elif status.st_mtime_ns > self._settled:
             self.refuse(path, "written to a moment ago, perhaps not finished")
@@ -229,10 +229,10 @@ def _unfit(name: str) -> str:
     return "half-written, by its name" if name.endswith(UNFINISHED) else ""
 
 
-def _unfit_status(status: os.stat_result) -> str:
-    if stat.S_ISREG(status.st_mode):
+def _unfit_kind(mode: int) -> str:
+    if stat.S_ISREG(mode):
         return ""
-    return "a symbolic link" if stat.S_ISLNK(status.st_mode) else "no regular file"
+    return "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
 
 
 def _open(name: str, flags: int, folder: int, path: str) -> int:
