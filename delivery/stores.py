@@ -3,6 +3,7 @@
 A key is a relative POSIX path. What is put under it is there whole or not at all; nothing is held in memory whole.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ PART = 8 << 20
 
 WRITERS = 4
 """Parts that are under way to S3 at once: with `PART`, what a put holds in memory."""
+
+_HALF = re.compile(r".+#\d+")
+"""Names under which obstore writes to a folder, until it renames."""
 
 
 class Stored:
@@ -101,6 +105,16 @@ class Store:
             return sorted(item["path"] for batch in obstore.list(self._store, prefix or None) for item in batch)
         except BaseError as error:
             raise self._told(error, prefix) from error
+
+    def sweep(self) -> None:
+        """Delete what puts that were killed left half-way in a folder; S3 does so by its bucket's rules.
+
+        Nothing may be put meanwhile.
+        """
+        if isinstance(self._store, LocalStore) and self._store.prefix:
+            for half in Path(self._store.prefix).rglob("*#*"):
+                if _HALF.fullmatch(half.name):
+                    half.unlink(missing_ok=True)
 
     def _get_range(self, key: str, start: int, stop: int) -> bytes:
         try:

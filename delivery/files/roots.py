@@ -132,6 +132,27 @@ class Root:
         finally:
             os.close(descriptor)
 
+    def remove(self, path: str, stamp: Stamp) -> None:
+        """Delete a file; one that is already gone is left so.
+
+        Raises
+        ------
+        SourceChanged
+            If what is there has another stamp: nobody asked for that to be deleted.
+        """
+        *folders, name = _parts(path)
+        try:
+            with self._folder(folders, path) as folder:
+                descriptor = _open(name, _FILE, folder, path)
+                try:
+                    check_unchanged(descriptor, path, stamp)
+                    os.unlink(name, dir_fd=folder)
+                finally:
+                    os.close(descriptor)
+        except UserError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+
     @contextmanager
     def _folder(self, parts: list[str], path: str) -> Iterator[int]:
         """Open a folder below the root name by name, so that no link is followed on the way."""
