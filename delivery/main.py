@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from delivery.sync.commands import app as token_app
 from delivery.sync.settings import BrokerSettings, ServerSettings
 from delivery.tickets.settings import DownloadSettings, TicketSettings
 from ministream.base.cli import add_program, new_app
@@ -20,6 +21,7 @@ add_program(app, "server", ServerSettings, _late("delivery.sync.server"), sectio
 add_program(app, "broker", BrokerSettings, _late("delivery.sync.broker"), section="delivery_broker")
 add_program(app, "tickets", TicketSettings, _late("delivery.tickets.service"), section="delivery_tickets")
 add_program(app, "download", DownloadSettings, _late("delivery.client"), section="delivery_download")
+app.add_typer(token_app, name="token")
 
 
 def main() -> None:

@@ -21,6 +21,9 @@ from delivery.web.requests import RequestLog
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
 
+GRACE = 5
+"""Seconds that requests have to end once the service is asked to stop; downloads that are cut are resumed later."""
+
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -86,7 +89,8 @@ def serve(app: FastAPI, host: str, port: int) -> int:
     UserError
         If the address can't be listened on.
     """
-    config = uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, server_header=False)
+    options = {"log_config": None, "access_log": False, "server_header": False, "timeout_graceful_shutdown": GRACE}
+    config = uvicorn.Config(app, host=host, port=port, **options)
     listening = _listen(config)
     get_logger().info("serving", address=f"{host}:{listening.getsockname()[1]}")
     uvicorn.Server(config).run(sockets=[listening])
