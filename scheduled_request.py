@@ -1,4 +1,4 @@
-"""The sync broker under the name that it has elsewhere: `python scheduled_request.py --interval … --api … --project … --ext …`."""
+"""The sync broker under the name that it has elsewhere: `scheduled_request.py --interval … --api … --project …`."""
 
 import sys
 

@@ -4,6 +4,7 @@ Everything on its disk is right at any moment (`inbox`), so that a stop may come
 in a thread that the program leaves behind when it ends.
 """
 
+import contextvars
 import random
 import threading
 from concurrent.futures import Future
@@ -29,7 +30,8 @@ def main(settings: BrokerSettings) -> int:
     server = Server(settings.api, settings.project, settings.ext, settings.wait, settings.token_file)
     broker = Broker(server, inbox, hook)
     done: Future[int] = Future()
-    threading.Thread(target=_work, args=(broker, server, settings, done), daemon=True).start()
+    work = contextvars.copy_context()  # the logs' own fields
+    threading.Thread(target=work.run, args=(_work, broker, server, settings, done), daemon=True).start()
     while not done.done():
         stop.raise_if_set()
         threading.Event().wait(SLICE)

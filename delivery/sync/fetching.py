@@ -107,11 +107,9 @@ class Server:
         UserError
             If the server can't be told, or says that it sent something else.
         """
-        has = Acknowledgement(blake3=record.digests)
+        url, has = f"{self._url}/batches/{record.batch}", Acknowledgement(blake3=record.digests)
         try:
-            answer = self._client.put(
-                f"{self._url}/batches/{record.batch}", headers=self._right(), json=has.model_dump()
-            )
+            answer = self._client.put(url, headers=self._right(), json=has.model_dump())
         except httpx.TransportError as error:
             raise UserError(f"{self._url}: {error or type(error).__name__}; is the server up?") from error
         if answer.status_code == 404:

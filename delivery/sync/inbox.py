@@ -144,7 +144,7 @@ class Inbox:
     def _free(self, name: str) -> str:
         """Return `name`, or one made from it that no file has; what a server sends is not trusted to be a name."""
         path = Path(name if _NAME.fullmatch(name) else "batch.zip")
-        taken = {*os.listdir(self.folder), *os.listdir(self._todo)}
+        taken = {path.name for folder in (self.folder, self._todo) for path in folder.iterdir()}
         number, free = 1, path.name
         while free in taken:
             number += 1

@@ -6,7 +6,7 @@ broker has is remembered by path and content until all brokers have it and the f
 
 import json
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Column, Engine, Index, Row, String, Table, Text, and_, delete, insert, select, update
 
@@ -66,13 +66,13 @@ class Ledger:
         mine = and_(*(_batches.c[name] == value for name, value in mirror._asdict().items()))
         with self._engine.connect() as connection:
             row = connection.execute(select(_batches).where(mine, ~_batches.c.acknowledged)).first()
-        return row and _batch(row)
+        return _batch(row) if row else None
 
     def batch(self, id_: str) -> Batch | None:
         """Return a batch, without its files if it is acknowledged; None if there never was one of this id."""
         with self._engine.connect() as connection:
             row = connection.execute(select(_batches).where(_batches.c.id == id_)).first()
-        return row and _batch(row)
+        return _batch(row) if row else None
 
     def offer(self, batch: Batch) -> None:
         """Note a batch in place of the one that its mirror was offered before."""
@@ -109,7 +109,7 @@ class Ledger:
                 connection.execute(delete(_had).where(_had.c.project == project, _had.c.path == path))
 
 
-def _batch(row: Row[tuple[str, str, str, str, str, str, bool]]) -> Batch:
+def _batch(row: Row[Any]) -> Batch:
     id_, broker, project, ext, name, files, acknowledged = row
     versions = [FileVersion._make(fields) for fields in json.loads(files)]
     return Batch(id_, Mirror(broker, project, ext), name, versions, acknowledged)

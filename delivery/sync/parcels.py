@@ -78,13 +78,8 @@ def _files(parcel: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         raise Damaged("two files in the zip have one name")
     for name in names:
         parts = PurePosixPath(name).parts
-        if (
-            name.startswith("/")
-            or "\\" in name
-            or any(part.startswith(".") for part in parts)
-            or not name.isprintable()
-        ):
-            raise Damaged(f"{ascii(name[:200])} in the zip is no name to be unpacked")
+        if parts[0] == "/" or "\\" in name or not name.isprintable() or any(part[0] == "." for part in parts):
+            raise Damaged(f"{name[:200]!a} in the zip is no name to be unpacked")
     return files
 
 

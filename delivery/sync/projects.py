@@ -73,7 +73,7 @@ class Projects:
             if not self._holds(place.parent):
                 raise UserError(f"{place.parent} leads out of {self._folder}; make it a folder")
             with root.open(version.path, version.stamp):
-                if os.stat(place.parent).st_dev == os.stat(source).st_dev:
+                if place.parent.stat().st_dev == source.stat().st_dev:
                     _rename(source, place, version)
                 else:
                     _carry_over(source, place, version)

@@ -1,7 +1,7 @@
 """What server and broker say to each other beside plain HTTP; a side that knows none of it works all the same.
 
-Broker: `ACKNOWLEDGES` with any value if it will say what it has got, `Prefer: wait=SECONDS` to be answered later if there
-is nothing new now (RFC 7240). Server: `BATCH`, under whose name the broker puts its `Acknowledgement` to
+Broker: `ACKNOWLEDGES` with any value if it will say what it has got, `Prefer: wait=SECONDS` to be answered later if
+there is nothing new now (RFC 7240). Server: `BATCH`, under whose name the broker puts its `Acknowledgement` to
 ``{API_URL}/{project}/{ext}/batches/{batch}``.
 """
 

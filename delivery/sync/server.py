@@ -1,8 +1,8 @@
 """`delivery server`: answers brokers with a zip of what is new, and archives what they have.
 
-Statuses: 200 and 206 the zip; 401 no known token, 403 not for this project; 404 nothing new, or no such project or batch;
-406 an extension that is not offered; 409 an acknowledgement of something else; 503 (with Retry-After) what may pass: a
-full disk, files that change all the time.
+Statuses: 200 and 206 the zip; 401 no known token, 403 not for this project; 404 nothing new, or no such project or
+batch; 406 an extension that is not offered; 409 an acknowledgement of something else; 503 (with Retry-After) what may
+pass: a full disk, files that change all the time.
 """
 
 import asyncio
@@ -160,6 +160,5 @@ async def _tell_fault(_request: Request, error: Exception) -> JSONResponse:
 
 async def _tell_no_records(_request: Request, error: Exception) -> JSONResponse:
     """Answer where the database can't be written to: nothing is lost, and another try may do."""
-    assert isinstance(error, DBAPIError)
-    get_logger().error("cannot keep records: is the disk full?", reason=str(error.orig))
+    get_logger().error("cannot keep records: is the disk full?", reason=str(getattr(error, "orig", error)))
     return JSONResponse({"detail": "the server cannot keep its records now; try again later"}, 503, RETRY)

@@ -1,8 +1,8 @@
 """Bearer tokens of brokers, in a file: no service to run.
 
 A token is 256 random bits and is shown once. The file keeps its SHA-256 hash: of so much chance nothing can be guessed
-back. It is replaced as a whole, under a lock, and read again once it has changed: a running server knows new tokens, and
-revoked ones, with the next request.
+back. It is replaced as a whole, under a lock, and read again once it has changed: a running server knows new tokens,
+and revoked ones, with the next request.
 """
 
 import fcntl

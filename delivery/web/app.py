@@ -89,8 +89,15 @@ def serve(app: FastAPI, host: str, port: int) -> int:
     UserError
         If the address can't be listened on.
     """
-    options = {"log_config": None, "access_log": False, "server_header": False, "timeout_graceful_shutdown": GRACE}
-    config = uvicorn.Config(app, host=host, port=port, **options)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
     listening = _listen(config)
     get_logger().info("serving", address=f"{host}:{listening.getsockname()[1]}")
     uvicorn.Server(config).run(sockets=[listening])
