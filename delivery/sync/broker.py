@@ -117,7 +117,7 @@ def _for_ever(broker: Broker, server: Server, settings: BrokerSettings) -> int:
             failures = 0
         except UserError as error:
             failures += 1
-            pause = min(max(settings.interval, 1.0) * 2 ** min(failures - 1, 20), LONGEST_PAUSE)
+            pause = min(settings.interval * 2 ** min(failures - 1, 20), LONGEST_PAUSE)
             pause = max(pause * random.uniform(0.8, 1.2), error.seconds if isinstance(error, Busy) else 0.0)  # noqa: S311
             get_logger().warning("will try again", seconds=round(pause, 1), reason=str(error))
         threading.Event().wait(pause)

@@ -69,6 +69,10 @@ class Server:
         if token_file and api.startswith("http:") and urlsplit(api).hostname not in ("localhost", "127.0.0.1", "::1"):
             get_logger().warning("the token travels in the clear; put TLS before the server", api=api)
 
+    def close(self) -> None:
+        """Close what connections there are."""
+        self._client.close()
+
     def fetch(self, inbox: Inbox, record: Record | None) -> Record | None:
         """Fetch a batch whole into the inbox and return what is known of it; None if nothing is new.
 
@@ -166,9 +170,12 @@ class Server:
         if self._token_file is None:
             return {}
         try:
-            return {"Authorization": f"Bearer {self._token_file.read_text().strip()}"}
+            token = self._token_file.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"token file {self._token_file}: {error}") from error
+        if not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise UserError(f"token file {self._token_file} holds no token")
+        return {"Authorization": f"Bearer {token}"}
 
 
 def _bar() -> Progress:

@@ -110,6 +110,5 @@ class Ledger:
 
 
 def _batch(row: Row[Any]) -> Batch:
-    id_, broker, project, ext, name, files, acknowledged = row
-    versions = [FileVersion._make(fields) for fields in json.loads(files)]
-    return Batch(id_, Mirror(broker, project, ext), name, versions, acknowledged)
+    versions = [FileVersion._make(fields) for fields in json.loads(row.files)]
+    return Batch(row.id, Mirror(row.broker, row.project, row.ext), row.name, versions, row.acknowledged)

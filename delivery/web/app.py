@@ -19,6 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from delivery.web.requests import RequestLog
 from ministream.base.errors import UserError
+from ministream.base.lifecycle import StopFlag
 from ministream.base.log import get_logger
 
 GRACE = 5
@@ -100,7 +101,9 @@ def serve(app: FastAPI, host: str, port: int) -> int:
     )
     listening = _listen(config)
     get_logger().info("serving", address=f"{host}:{listening.getsockname()[1]}")
+    stop = StopFlag().install()  # uvicorn passes signals on to it at the end, which would kill otherwise
     uvicorn.Server(config).run(sockets=[listening])
+    stop.raise_if_set()
     return 0
 
 
