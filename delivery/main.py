@@ -20,7 +20,14 @@ def _late(module: str) -> Callable[[Any], int]:
 add_program(app, "server", ServerSettings, _late("delivery.sync.server"), section="delivery_server")
 add_program(app, "broker", BrokerSettings, _late("delivery.sync.broker"), section="delivery_broker")
 add_program(app, "tickets", TicketSettings, _late("delivery.tickets.service"), section="delivery_tickets")
-add_program(app, "download", DownloadSettings, _late("delivery.client"), section="delivery_download")
+add_program(
+    app,
+    "download",
+    DownloadSettings,
+    _late("delivery.client"),
+    section="delivery_download",
+    arguments={"paths": "Paths, folders (which end in a slash) or patterns of files."},
+)
 app.add_typer(token_app, name="token")
 
 

@@ -1,9 +1,9 @@
 """The options of the ticket service and of its client."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from delivery.settings import ServiceSettings
 from delivery.tickets.admission import HIGHEST
@@ -45,18 +45,33 @@ class TicketSettings(ServiceSettings):
         return self
 
 
+def _words(given: object) -> object:
+    return given.split() if isinstance(given, str) else given
+
+
 class DownloadSettings(Settings):
     """Ask a ticket service for files, wait, and fetch them; a download that was cut goes on where it stopped."""
 
-    paths: str = option("", help="Paths or patterns, divided by spaces.")
+    paths: Annotated[tuple[str, ...], BeforeValidator(_words)] = option(
+        (), help="Paths, folders (which end in a slash) or patterns of files, divided by spaces."
+    )
     output: Path = option(Path(), names="-o --directory", help="Folder to put them in.")
     service: str = option("http://127.0.0.1:8000", names="--url", help="Address of the ticket service.")
-    token: str = option("", help="Bearer token; better given as MINISTREAM_DELIVERY_DOWNLOAD_TOKEN.", group="Login")
+    token_file: Path | None = option(None, help="File with a bearer token.", group="Login")
     user: str = option("", help="Name to log in with.", group="Login")
-    password: str = option("", help="Password; better as MINISTREAM_DELIVERY_DOWNLOAD_PASSWORD.", group="Login")
+    password_file: Path | None = option(None, help="File with its password; without, it is asked for.", group="Login")
     priority: int = option(3, ge=0, le=HIGHEST, help="0 to 9, the highest first.", group="Ticket")
-    keep: str = option("", help="Life of the artefact: 2 days; empty: the service's.", group="Ticket")
+    keep: Duration | None = option(
+        None, help="Life of what is prepared: 2 days; the service has a limit.", group="Ticket"
+    )
+    volume: Size = option(0, ge=0, help="Most bytes of files in one archive: 2GB; 0: one for all.", group="Ticket")
     prepare: bool = option(True, help="Have a copy prepared; without, files are streamed as they are.", group="Ticket")
     unpack: bool = option(True, help="Unpack the archives, and delete them.")
     timeout: Duration = option(60.0, gt=0, help="Silence after which a connection is tried anew.")
-    patience: Duration = option(600.0, gt=0, help="How long a service that can't be reached is tried.")
+    patience: Duration = option(600.0, gt=0, help="How long a service that does not answer is tried.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.paths:
+            raise UserError("give at least one path: delivery download PATH… -o DIR")
+        return self
