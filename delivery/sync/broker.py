@@ -115,7 +115,7 @@ def _for_ever(broker: Broker, server: Server, settings: BrokerSettings) -> int:
             came = broker.turn()
             pause = 0.0 if settings.wait and (came or server.held) else settings.interval
             failures = 0
-        except UserError as error:
+        except (UserError, OSError) as error:
             failures += 1
             pause = min(settings.interval * 2 ** min(failures - 1, 20), LONGEST_PAUSE)
             pause = max(pause * random.uniform(0.8, 1.2), error.seconds if isinstance(error, Busy) else 0.0)  # noqa: S311
