@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class Shelf:
         for index in range(volumes):
             name = _key(key, index)
             if then == "move" and self.attic and (length := self._store.size(name)) is not None:
-                self.attic.put_stream(name, self._store.open(name, "").read(0, length))
+                self.attic.put_stream(name, _in_a_thread(self._store.open(name, "").read(0, length)))
             self._store.delete(name)
 
     def tidy(self, known: Sequence[str]) -> None:
@@ -150,6 +151,13 @@ class _Guarded:
             yield from self._content.read(start, stop)
         finally:
             self._count(-1)
+
+
+def _in_a_thread(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield what `blocks` does, read elsewhere: obstore, while it puts, bears no other call from its own thread."""
+    with ThreadPoolExecutor(1) as reader:
+        while block := reader.submit(next, blocks, b"").result():
+            yield block
 
 
 def digest_header(volume: Mapping[str, Any]) -> dict[str, str]:
