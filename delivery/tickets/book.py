@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, up
 
 from delivery.database import writing
 from delivery.files.roots import Found
-from delivery.tickets.models import OVER, Kind, State, artefacts, events, tickets
+from delivery.tickets.models import OVER, Kind, State
 from delivery.tickets.sources import packed, unpacked
+from delivery.tickets.tables import artefacts, events, tickets
 
 Ticket = Row[Any]
 """A ticket without its files and their paths, which may be many."""

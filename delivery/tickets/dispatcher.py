@@ -16,9 +16,10 @@ from delivery.database import writing
 from delivery.files.version import SourceChanged
 from delivery.tickets.admission import Held, Waiting, admit
 from delivery.tickets.book import BRIEF, IN_TURN, Book, Ticket
-from delivery.tickets.models import OVER, Kind, State, artefacts, tickets
+from delivery.tickets.models import OVER, Kind, State
 from delivery.tickets.shelf import Shelf
 from delivery.tickets.sources import key_of, look_again, room_for
+from delivery.tickets.tables import artefacts, tickets
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
 from ministream.base.pulse import Pulse

@@ -68,7 +68,7 @@ class DownloadSettings(Settings):
     prepare: bool = option(True, help="Have a copy prepared; without, files are streamed as they are.", group="Ticket")
     unpack: bool = option(True, help="Unpack the archives, and delete them.")
     timeout: Duration = option(60.0, gt=0, help="Silence after which a connection is tried anew.")
-    patience: Duration = option(600.0, gt=0, help="How long a service that does not answer is tried.")
+    patience: Duration = option(600.0, ge=0, help="How long a service that does not answer is tried.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
