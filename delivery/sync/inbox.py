@@ -69,6 +69,9 @@ class Inbox:
                 f"another broker writes {ext} files to {folder}; stop it, or give another folder"
             ) from error
 
+        for left in self._own.glob(".record.json.*"):  # of a kill
+            left.unlink()
+
     def close(self) -> None:
         """Let another broker have it."""
         os.close(self._lock)

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from blake3 import blake3
 
 from delivery.archive.layout import MANIFEST
+from delivery.sync.aside import written_aside
 from ministream.base.errors import UserError
-from ministream.base.files import explained, whole_or_absent
 
 _BLOCK = 1 << 20
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError, ValueError, TypeError)
@@ -51,10 +51,8 @@ def unpack(path: Path, folder: Path) -> int:
     with _opened(path) as parcel:
         files = _files(parcel)
         for info in files:
-            place = folder / info.filename
-            with explained(place.parent):
-                place.parent.mkdir(parents=True, exist_ok=True)
-            with whole_or_absent(place) as aside, parcel.open(info) as packed, aside.open("wb") as file:
+            place, unpacked = folder / info.filename, folder / f".{path.name}.unpacking"
+            with written_aside(place, unpacked) as aside, parcel.open(info) as packed, aside.open("wb") as file:
                 shutil.copyfileobj(packed, file, _BLOCK)
     return len(files)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from delivery.files.roots import Root
 from delivery.files.version import FileVersion, SourceChanged, digest
+from delivery.sync.aside import written_aside
 from delivery.sync.settings import NAME
 from ministream.base.errors import UserError
-from ministream.base.files import whole_or_absent
 
 OFFERED, ARCHIVE = "bar", "archive"
 
@@ -105,7 +105,7 @@ def _rename(source: Path, place: Path, version: FileVersion) -> None:
 
 def _carry_over(source: Path, place: Path, version: FileVersion) -> None:
     """Copy to another file system, and delete the source only if the copy is it."""
-    with whole_or_absent(place) as aside:
+    with written_aside(place, place.with_name(f".{place.name}.moving")) as aside:
         shutil.copy2(source, aside)
         with aside.open("rb") as copy:
             if digest(copy.fileno(), version.path).blake3 != version.blake3:

@@ -50,7 +50,7 @@ class Producer(threading.Thread):
 
 def digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of all .h5 files in a folder, by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.h5")}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("[!.]*.h5")}
 
 
 @pytest.mark.timeout(1800)
@@ -88,3 +88,5 @@ def test_killed_at_random_nothing_is_lost_nothing_comes_twice_and_nothing_is_hal
     assert digests(archive) == digests(download) == producer.sent
     times = Counter(name for zip_ in download.glob("*.zip") for name in packed(zip_))
     assert times == Counter(producer.sent.keys())
+    left = [path.name for folder in (archive, download) for path in folder.glob(".*")]
+    assert left == [".h5"]
