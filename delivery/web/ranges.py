@@ -121,13 +121,15 @@ class RangeResponse(Response):
         try:
             block = await blocks.next()
             await self._begin(send)
+            left = stop - start
             while block and not gone.done():
-                following = blocks.next()
+                left -= len(block)
+                following = blocks.next() if left else None  # who has the last byte hangs up: find out before that
                 await send({"type": "http.response.body", "body": block, "more_body": True})
-                block = await following
+                block = await following if following else b""
             await send({"type": "http.response.body", "more_body": True})  # waits until the last block has nearly left
             await asyncio.sleep(0)  # a lost connection has been told by then
-            whole = not block and not gone.done()
+            whole = not left and not gone.done()
             await send({"type": "http.response.body"})
         finally:
             gone.cancel()

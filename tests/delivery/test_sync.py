@@ -116,7 +116,7 @@ def test_a_failed_hook_is_called_again_until_it_works(tmp_path):
 
 @pytest.mark.parametrize("project", ["", "../head", "/", "a/b", ".hidden", "x\n"])
 def test_a_project_is_a_name(project):
-    with pytest.raises(UserError, match="PROJECT: give a name"):
+    with pytest.raises(UserError, match="environment PROJECT: project: give a name"):
         BrokerSettings.load("delivery_broker", environment={"PROJECT": project or " "})
 
 
