@@ -67,6 +67,8 @@ class Download:
                     self._fetch(ticket, volume)
                 break
             except Anew:
+                for volume in status.volumes:
+                    self._part(volume).unlink(missing_ok=True)
                 get_logger().info("the files have changed; waiting for them to be prepared anew")
         self._note.unlink(missing_ok=True)
         if status.source == "deleted":
@@ -130,7 +132,7 @@ class Download:
 
     def _fetch(self, ticket: str, volume: Volume) -> None:
         """Fetch a volume, or the rest of it; verify it, and put it where it belongs."""
-        part = self._settings.output / f".{Path(volume.name).name}.part"
+        part = self._part(volume)
         self._patiently(lambda: self._fetch_rest(ticket, volume, part), lambda: _held(part))
         try:
             self._verify(part, volume)
@@ -144,6 +146,9 @@ class Download:
         else:
             part.rename(self._settings.output / Path(volume.name).name)
             get_logger().info("fetched", archive=volume.name, bytes=volume.length)
+
+    def _part(self, volume: Volume) -> Path:
+        return self._settings.output / f".{Path(volume.name).name}.part"
 
     def _fetch_rest(self, ticket: str, volume: Volume, part: Path) -> None:
         held = _held(part)

@@ -130,7 +130,9 @@ class Book:
     def count_download(self, name: str, volume: int) -> None:
         """Count a volume as fetched; the ticket expires once all were, as often as was agreed."""
         with writing(self.engine) as connection:
-            row = connection.execute(select(*BRIEF).where(tickets.c.id == name)).one()
+            row = connection.execute(select(*BRIEF).where(tickets.c.id == name)).one_or_none()
+            if row is None or volume >= len(row.downloads):  # forgotten, or prepared anew, while it was sent
+                return
             counts = list(row.downloads)
             counts[volume] += 1
             connection.execute(update(tickets).where(tickets.c.id == name).values(downloads=counts))

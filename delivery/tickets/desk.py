@@ -60,10 +60,10 @@ class Desk:
         check_licence(person, self._book.clock())
         keep = self._keep(request)
         files = select_files(self._shelf.root, request.paths)
-        derived = self._derived(files, prepare=request.prepare, volume=request.volume)
+        derived = self._derived(files, prepare=request.prepare, volume=request.volume, then=request.then)
         self._check_quota(person, files)
         lane = self._lane(person, request, Kind.DOWNLOAD)
-        asked = {"keep": keep, "then": request.then, "most_downloads": request.downloads}
+        asked = {"keep": keep, "most_downloads": request.downloads}
         return self._book.add(files, **lane, **derived, **asked)
 
     def ask_deletion(self, person: Person, request: DeletionRequest) -> str:
@@ -85,7 +85,7 @@ class Desk:
         def contents(before: list[Found]) -> tuple[list[Found], dict[str, Any]]:
             merged = {found.path: found for found in [*before, *more]}
             files = [merged[path] for path in sorted(merged)]
-            return files, self._derived(files, prepare=ticket.prepare, volume=ticket.volume)
+            return files, self._derived(files, prepare=ticket.prepare, volume=ticket.volume, then=ticket.then)
 
         if not self._book.edit_files(name, contents):
             raise Refused(409, "this ticket has started: ask for a new one, linked to it by `after` if need be")
@@ -119,7 +119,7 @@ class Desk:
         }
         among = [State.FAILED, State.CANCELLED, State.EXPIRED, State.GONE]
         if ticket.kind == Kind.DOWNLOAD:
-            values |= self._derived(change.files, prepare=ticket.prepare, volume=ticket.volume)
+            values |= self._derived(change.files, prepare=ticket.prepare, volume=ticket.volume, then=ticket.then)
         reason = f"tried again by {person.name}"
         if not self._book.replace_files(name, change.files, among, reason=reason, **values):
             raise Refused(409, f"this ticket is {ticket.state}: there is nothing to try again")
@@ -152,10 +152,10 @@ class Desk:
         return Fetched(content, self._name(ticket, number, len(artefact.volumes)), volume, source)
 
     def status(self, ticket: Ticket, base: str, *, look: bool = True) -> Status:
-        """Tell all of a ticket; `look` says whether its source is looked at, too."""
-        artefact = self._book.artefact(ticket.key) if ticket.state == State.READY else None
+        """Tell all of a ticket; without `look` only what its row says, for lists."""
+        artefact = self._book.artefact(ticket.key) if look and ticket.state == State.READY else None
         volumes = artefact.volumes if artefact else []
-        change = look_again(self._shelf.root, self._book.files(ticket.id)) if look and artefact else None
+        change = look_again(self._shelf.root, self._book.files(ticket.id)) if artefact else None
         return Status(
             ticketId=ticket.id,
             owner=ticket.owner,
@@ -165,7 +165,7 @@ class Desk:
             source=change.word if change else "",
             missing=change.missing if change else ticket.missing,
             priority=ticket.priority,
-            ahead=self._book.ahead(ticket) if ticket.state == State.WAITING else None,
+            ahead=self._book.ahead(ticket) if look and ticket.state == State.WAITING else None,
             files=ticket.file_count,
             bytes=ticket.bytes,
             asked=ticket.asked,
@@ -198,7 +198,7 @@ class Desk:
         lane = {"priority": request.priority, "turn": place, "wait_until": now + wait, "after": request.after}
         return {"owner": person.name, "kind": kind, **lane}
 
-    def _derived(self, files: list[Found], *, prepare: bool, volume: int) -> dict[str, Any]:
+    def _derived(self, files: list[Found], *, prepare: bool, volume: int, then: str) -> dict[str, Any]:
         """Return what follows from a ticket's files."""
         size = room_for(files) if prepare else 0
         if size > self._settings.space:
@@ -207,12 +207,8 @@ class Desk:
                 f"{size} bytes will never fit into the {self._settings.space} of the store: ask for fewer files, or "
                 "for `prepare: false`, which streams them",
             )
-        return {
-            "prepare": prepare,
-            "volume": volume,
-            "size": size,
-            "key": key_of(files, prepare=prepare, volume=volume),
-        }
+        key = key_of(files, prepare=prepare, volume=volume, then=then)
+        return {"prepare": prepare, "volume": volume, "then": then, "size": size, "key": key}
 
     def _check_quota(self, person: Person, files: list[Found], tickets: int = 1) -> None:
         waiting, asked = self._book.asked_for(person.name, self._book.clock() - DAY)

@@ -27,6 +27,9 @@ from ministream.base.pulse import Pulse
 LOOK = 1.0
 """Seconds between two looks at the clock, when nothing else happens."""
 
+TIDY = 600.0
+"""Seconds between two looks for tickets that are to be forgotten."""
+
 ATTEMPTS = 3
 """Preparations of a ticket that may fail for another reason than its files' change."""
 
@@ -78,6 +81,7 @@ class Dispatcher:
         self._pool = ThreadPoolExecutor(preparations + deletions, thread_name_prefix="preparation")
         self._running: dict[str, Ticket] = {}
         self._promises: dict[str, float] = {}
+        self._tidying = Pulse(TIDY)
         self._wake, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="dispatcher")
 
@@ -88,7 +92,6 @@ class Dispatcher:
         self._shelf.tidy(known)
         for ticket in self._book.in_state(State.PREPARING):
             self._book.change(ticket.id, State.WAITING, among=[State.PREPARING], reason="the service was started anew")
-        self._book.forget(self._book.clock() - self._memory)
         self._book.listen(lambda _name: self._wake.set())
         self._thread.start()
 
@@ -114,6 +117,8 @@ class Dispatcher:
             changed = [*self._expire(connection, now), *self._serve_ready(connection, now)]
         if changed:
             self._book.told(changed)
+        if self._tidying.due():
+            self._book.forget(now - self._memory)
         self._drop_unwanted()
         waiting = self._eligible(now)
         for ticket in self._admit_downloads(waiting, now) + self._admit_deletions(waiting):
@@ -224,7 +229,7 @@ class Dispatcher:
         except UserError as error:
             failed = ticket.attempts + 1 >= ATTEMPTS
             self._again(ticket, str(error), State.FAILED if failed else State.WAITING)
-        except Exception:
+        except BaseException:  # a panic of a library that is not Python's is no Exception
             get_logger().exception("internal fault: please report this", ticket=ticket.id)
             self._again(ticket, "internal fault; the service's log says more", State.FAILED)
         finally:
@@ -267,7 +272,7 @@ class Dispatcher:
 
     def requeue(self, ticket: Ticket, files: Any, *, among: list[State], reason: str) -> bool:
         """Let a ticket wait anew, for the present versions of its files."""
-        key = key_of(files, prepare=ticket.prepare, volume=ticket.volume)
+        key = key_of(files, prepare=ticket.prepare, volume=ticket.volume, then=ticket.then)
         size = room_for(files) if ticket.prepare else 0
         wait_until = max(ticket.wait_until, self._book.clock() + self._patience)
         values = {"key": key, "size": size, "wait_until": wait_until, "reason": reason}

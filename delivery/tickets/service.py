@@ -92,7 +92,11 @@ def _attic(settings: TicketSettings) -> Store | None:
 
 
 def _operators(settings: TicketSettings) -> Callable[[str], str | None]:
-    return TokenFile(settings.tokens).bearer if settings.tokens else lambda _token: None
+    if settings.tokens is None:
+        return lambda _token: None
+    if not settings.tokens.exists():
+        raise UserError(f"token file {settings.tokens} is not there; make it by `delivery token add`")
+    return TokenFile(settings.tokens).bearer
 
 
 def _measure(app: FastAPI, book: Book) -> None:

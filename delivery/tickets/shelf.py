@@ -78,11 +78,16 @@ class Shelf:
             If the store can't take it.
         """
         self._catalogue.look(self.root, files, lambda _version: watch(0))
-        volumes = []
-        for index, some in enumerate(volumes_of(files, most)):
-            archive = self._archive(some)
-            digest = self._keep(_key(key, index), archive, watch) if copy else ""
-            volumes.append({"length": archive.length, "etag": archive.etag, "sha256": digest})
+        volumes: list[dict[str, Any]] = []
+        try:
+            for index, some in enumerate(volumes_of(files, most)):
+                archive = self._archive(some)
+                digest = self._keep(_key(key, index), archive, watch) if copy else ""
+                volumes.append({"length": archive.length, "etag": archive.etag, "sha256": digest})
+        except BaseException:
+            if copy:
+                self.drop(key, len(volumes), "delete")
+            raise
         return volumes
 
     def open(self, key: str, index: int, volume: Mapping[str, Any], files: Sequence[Found], most: int) -> Content:

@@ -90,9 +90,9 @@ def room_for(files: Sequence[Found]) -> int:
     return sum(stamp.size + _PER_FILE + 5 * len(path.encode()) for path, stamp in files)
 
 
-def key_of(files: Sequence[Found], *, prepare: bool, volume: int) -> str:
+def key_of(files: Sequence[Found], *, prepare: bool, volume: int, then: str) -> str:
     """Return the name of the artefact that a request has: the same for the same request on the same versions."""
-    return blake3(repr((prepare, volume, [(path, *stamp) for path, stamp in files])).encode()).hexdigest(16)
+    return blake3(repr((prepare, volume, then, [(path, *stamp) for path, stamp in files])).encode()).hexdigest(16)
 
 
 def volumes_of(files: Sequence[Found], most: int) -> list[list[Found]]:
