@@ -59,7 +59,7 @@ def add_program(
         config = given.pop("config")
         raise typer.Exit(run_guarded(service, model, main, config=config, given=given))
 
-    parameters = [_argument(field, text) for field, text in positions.items()]
+    parameters = [_argument(field, text, model.model_fields[field]) for field, text in positions.items()]
     parameters.append(_config_option(service))
     parameters += [_option(f, info) for f, info in model.model_fields.items() if f not in positions]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -91,8 +91,9 @@ def run_guarded(
         return 1
 
 
-def _argument(field: str, text: str) -> inspect.Parameter:
-    annotation = Annotated[str | None, typer.Argument(help=text, show_default=False)]
+def _argument(field: str, text: str, info: FieldInfo) -> inspect.Parameter:
+    kind: Any = list[str] | None if info.annotation == tuple[str, ...] else str | None
+    annotation = Annotated[kind, typer.Argument(help=text, show_default=False)]
     return inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 

@@ -21,7 +21,15 @@ from ministream.base.log import LogFormat, LogLevel
 PREFIX = "MINISTREAM"
 
 
-def option(default: Any, *, names: str = "", help: str, group: str = "Options", **constraints: Any) -> Any:  # noqa: A002
+def option(
+    default: Any,
+    *,
+    names: str = "",
+    help: str,  # noqa: A002
+    group: str = "Options",
+    variable: str = "",
+    **constraints: Any,
+) -> Any:
     """Declare an option: a pydantic field that also knows its other names and its place in `--help`.
 
     Parameters
@@ -34,10 +42,12 @@ def option(default: Any, *, names: str = "", help: str, group: str = "Options", 
         One sentence, with the unit.
     group
         The heading under which `--help` shows it.
+    variable
+        Environment variable, beside our own, that other programs know the option by; an empty one is none.
     constraints
         As pydantic's `Field` takes them: `ge`, `gt`, `le`, …
     """
-    extra: dict[str, Any] = {"names": names.split(), "group": group}
+    extra: dict[str, Any] = {"names": names.split(), "group": group, "variable": variable}
     return Field(default, description=help, json_schema_extra=extra, **constraints)
 
 
@@ -68,9 +78,10 @@ class Settings(BaseModel):
             Naming the option, the place it stands in, and what is wrong with it.
         """
         names = known_names(cls)
+        given = _given(section, config, environment or {}, overrides or {}, _variables(cls))
         values: dict[str, Any] = {}
         places: dict[str, str] = {}
-        for place, key, value in _given(section, config, environment or {}, overrides or {}):
+        for place, key, value in given:
             field = names.get(_canonical(key)) or _refuse(place, key, names)
             values[field], places[field] = value, f"{place}: {key}"
         try:
@@ -100,13 +111,26 @@ def _canonical(key: str) -> str:
     return key.lstrip("-").replace("-", "_").lower()
 
 
+def _variables(model: type[Settings]) -> dict[str, str]:
+    """Map the environment variables of other programs to fields."""
+    extras = {field: info.json_schema_extra for field, info in model.model_fields.items()}
+    return {str(extra["variable"]): field for field, extra in extras.items() if isinstance(extra, dict)}
+
+
 def _given(
-    section: str, config: Path | None, environment: Mapping[str, str], overrides: Mapping[str, Any]
+    section: str,
+    config: Path | None,
+    environment: Mapping[str, str],
+    overrides: Mapping[str, Any],
+    variables: Mapping[str, str],
 ) -> Iterator[tuple[str, str, Any]]:
     """Yield (place, key, value) for all that was given, the weakest place first."""
     if config is not None:
         for key, value in read_yaml(config).get(section, {}).items():
             yield f"{config} [{section}]", str(key), value
+    for key, field in variables.items():
+        if environment.get(key):
+            yield f"environment {key}", field, environment[key]
     prefix = f"{PREFIX}_{section.upper()}_"
     for key, value in environment.items():
         if key.startswith(prefix):
@@ -115,7 +139,22 @@ def _given(
         yield "command line", key, value
 
 
-SECTIONS = ("run", "daq", "dist", "sirt", "quality", "producer", "receiver", "worker", "client", "s2cs")
+SECTIONS = (
+    "run",
+    "daq",
+    "dist",
+    "sirt",
+    "quality",
+    "producer",
+    "receiver",
+    "worker",
+    "client",
+    "s2cs",
+    "delivery_server",
+    "delivery_broker",
+    "delivery_tickets",
+    "delivery_download",
+)
 """What a settings file may hold; each program reads the section of its own name."""
 
 

@@ -1,0 +1,1 @@
+"""How finished files leave: mirrors that sync themselves and downloads by ticket, from any folder of files."""

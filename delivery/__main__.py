@@ -1,0 +1,5 @@
+"""`python -m delivery`."""
+
+from delivery.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Which files may leave a folder, and what is known of each."""

@@ -1,0 +1,36 @@
+"""The `delivery` command: each program's options come from its settings, its code is loaded when it runs."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from delivery.sync.commands import app as token_app
+from delivery.sync.settings import BrokerSettings, ServerSettings
+from delivery.tickets.settings import DownloadSettings, TicketSettings
+from ministream.base.cli import add_program, new_app
+
+app = new_app("Delivery: finished files leave, by mirrors that sync themselves or by ticket.")
+
+
+def _late(module: str) -> Callable[[Any], int]:
+    """Return the `main` of `module`, imported only when it is called: `--help` stays quick."""
+    return lambda settings: int(importlib.import_module(module).main(settings))
+
+
+add_program(app, "server", ServerSettings, _late("delivery.sync.server"), section="delivery_server")
+add_program(app, "broker", BrokerSettings, _late("delivery.sync.broker"), section="delivery_broker")
+add_program(app, "tickets", TicketSettings, _late("delivery.tickets.service"), section="delivery_tickets")
+add_program(
+    app,
+    "download",
+    DownloadSettings,
+    _late("delivery.client"),
+    section="delivery_download",
+    arguments={"paths": "Paths, folders (which end in a slash) or patterns of files."},
+)
+app.add_typer(token_app, name="token")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

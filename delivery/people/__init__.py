@@ -1,0 +1,1 @@
+"""Who may have what: users, passwords, tokens, roles, licences and quotas."""

@@ -1,0 +1,144 @@
+"""Accounts: passwords, roles, licences and quotas.
+
+Passwords are kept as argon2 hashes. A hash costs its memory and time on purpose, so few are made at once; and a name
+whose password was wrong too often must wait, so that none is guessed.
+"""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from pwdlib import PasswordHash
+from sqlalchemy import BigInteger, Column, Engine, Float, String, Table, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from delivery.database import metadata, writing
+
+HASHES = 2
+"""Passwords that are hashed at a time, each in tens of megabytes."""
+
+GUESSES, PAUSE = 5, 60.0
+"""Wrong passwords of a name within so many seconds, after which all are refused."""
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("password", String, nullable=False),
+    Column("role", String, nullable=False),
+    Column("licence_until", Float, nullable=False),
+    Column("quota", BigInteger, nullable=False),
+)
+
+
+class Role(StrEnum):
+    """What somebody may do: users have tickets of their own, operators run the service."""
+
+    USER = "user"
+    OPERATOR = "operator"
+
+
+class Person(NamedTuple):
+    """Who asks: `licence_until` in seconds since 1970, `quota` in bytes a day; None is without end."""
+
+    name: str
+    role: Role
+    licence_until: float | None = None
+    quota: int | None = None
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether this person runs the service."""
+        return self.role == Role.OPERATOR
+
+
+class NameTaken(Exception):  # noqa: N818 - says what it is
+    """Somebody else has this name."""
+
+
+class TooManyGuesses(Exception):  # noqa: N818 - says what it is
+    """A name's password was wrong too often."""
+
+
+class Accounts:
+    """All accounts; for any number of threads.
+
+    Parameters
+    ----------
+    engine
+        The database.
+    clock
+        Returns the seconds since 1970.
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self.clock = engine, clock
+        self._hasher, self._hashing = PasswordHash.recommended(), threading.BoundedSemaphore(HASHES)
+        self._wrong: defaultdict[str, list[float]] = defaultdict(list)
+        self._nobody = ""
+
+    def register(self, name: str, password: str, *, licence: float, quota: int) -> None:
+        """Make an account for a user, with a licence of so many seconds.
+
+        Raises
+        ------
+        NameTaken
+            If there is one of that name.
+        """
+        values = {"role": Role.USER, "licence_until": self.clock() + licence, "quota": quota}
+        try:
+            with writing(self._engine) as connection:
+                connection.execute(insert(accounts).values(name=name, password=self._hash(password), **values))
+        except IntegrityError as error:
+            raise NameTaken from error
+
+    def is_password(self, name: str, password: str) -> bool:
+        """Return whether this is the password of that name; takes as long if there is no such name.
+
+        Raises
+        ------
+        TooManyGuesses
+            If it was wrong too often lately.
+        """
+        now = self.clock()
+        recent = self._wrong[name] = [when for when in self._wrong[name] if when > now - PAUSE]
+        if len(recent) >= GUESSES:
+            raise TooManyGuesses
+        with self._engine.connect() as connection:
+            stored = connection.scalar(select(accounts.c.password).where(accounts.c.name == name))
+        if stored is None and not self._nobody:
+            self._nobody = self._hash("nobody's password")
+        with self._hashing:
+            right = self._hasher.verify(password, stored or self._nobody) and stored is not None
+        if right:
+            del self._wrong[name]
+        else:
+            recent.append(now)
+        return right
+
+    def get(self, name: str) -> Person | None:
+        """Return whose account this is."""
+        with self._engine.connect() as connection:
+            row = connection.execute(select(accounts).where(accounts.c.name == name)).one_or_none()
+        return _person(row) if row else None
+
+    def all(self) -> list[Person]:
+        """Return everybody, by name."""
+        with self._engine.connect() as connection:
+            return [_person(row) for row in connection.execute(select(accounts).order_by(accounts.c.name))]
+
+    def change(self, name: str, **values: Any) -> bool:
+        """Set a role, the end of a licence or a quota; returns whether there is such an account."""
+        with writing(self._engine) as connection:
+            return bool(connection.execute(update(accounts).where(accounts.c.name == name).values(**values)).rowcount)
+
+    def _hash(self, password: str) -> str:
+        with self._hashing:
+            return self._hasher.hash(password)
+
+
+def _person(row: Any) -> Person:
+    return Person(row.name, Role(row.role), row.licence_until, row.quota)

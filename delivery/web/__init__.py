@@ -1,0 +1,1 @@
+"""What every service of this package does with HTTP."""

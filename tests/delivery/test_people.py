@@ -1,0 +1,156 @@
+"""Accounts, logins, roles, licences and quotas, at a real service and, for what takes time, below it."""
+
+import jwt
+import pytest
+from sqlalchemy import create_engine
+
+from delivery.database import open_database
+from delivery.people.logins import ACCESS, Logins
+from tests.delivery.sync_programs import until
+from tests.delivery.ticket_service import PASSWORD, accepted, sql, ticket_service
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    options = "--licence", "1 day", "--quota", "10kB", "--most-waiting", 1, "--space", "100kB"
+    with ticket_service(tmp_path_factory.mktemp("people"), *options) as running:
+        running.write("scan.h5", 4000)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def ada(service):
+    credentials = {"name": "ada", "password": PASSWORD}
+    stranger = service.client()
+    assert stranger.post("/register", json=credentials).status_code == 201
+    assert stranger.post("/register", json=credentials).status_code == 409
+    return service.client(stranger.post("/login", json=credentials).raise_for_status().json()["access_token"])
+
+
+def test_without_a_login_nothing_is_served(service):
+    stranger = service.client()
+    for method, path in [("POST", "/download"), ("GET", "/tickets"), ("GET", "/people"), ("GET", "/ticket/x/status")]:
+        answer = stranger.request(method, path, json={"paths": ["scan.h5"]} if method == "POST" else None)
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert service.client("foreign").get("/me").status_code == 401
+
+
+def test_tickets_are_their_owners_and_the_operators(service, ada):
+    mine = accepted(ada.post("/download", json={"paths": ["scan.h5"]}))
+    operators = service.ask("scan.h5")
+    assert [ticket["ticketId"] for ticket in ada.get("/tickets").json()] == [mine]
+    assert ada.get(f"/ticket/{operators}/status").status_code == 404
+    assert ada.delete(f"/ticket/{operators}").status_code == 404
+    assert service.status(mine)["owner"] == "ada"
+    assert service.status(operators)["state"] != "cancelled"
+
+
+def test_users_delete_no_stored_files_and_grant_nothing(ada):
+    assert ada.post("/deletion", json={"paths": ["scan.h5"]}).status_code == 403
+    assert ada.patch("/people/ada", json={"role": "operator"}).status_code == 403
+
+
+def test_a_quota_is_refused_with_what_is_left_of_it(service, ada):
+    service.write("much.h5", 9000)
+    refused = ada.post("/download", json={"paths": ["much.h5"]})
+    assert refused.status_code == 429
+    assert "of today's quota of 10000 for ada" in refused.json()["detail"]
+    service.operator.patch("/people/ada", json={"quota": "1MB"}).raise_for_status()
+    accepted(ada.post("/download", json={"paths": ["much.h5"]}))
+
+
+def test_a_licence_ends_with_402_and_the_reason(service, ada):
+    ticket = accepted(ada.post("/download", json={"paths": ["scan.h5"]}))
+    service.until(ticket, "ready")
+    service.operator.patch("/people/ada", json={"licence": 0}).raise_for_status()
+    for answer in (ada.post("/download", json={"paths": ["scan.h5"]}), ada.get(f"/ticket/{ticket}/result")):
+        assert answer.status_code == 402
+        assert "the licence of ada ended on " in answer.json()["detail"]
+    service.operator.patch("/people/ada", json={"licence": "300 days"}).raise_for_status()
+    assert ada.get(f"/ticket/{ticket}/result").status_code == 200
+
+
+def test_an_operator_is_made_by_operators(service, ada):
+    assert service.operator.patch("/people/ada", json={"role": "operator"}).json()["role"] == "operator"
+    assert [person["name"] for person in ada.get("/people").json()] == ["ada"]
+    service.operator.patch("/people/ada", json={"role": "user"})
+    assert service.operator.patch("/people/nobody", json={"role": "user"}).status_code == 404
+
+
+def test_a_logout_counts_at_once_and_guessing_is_stopped(service, ada):
+    stranger = service.client()
+    tokens = stranger.post("/login", json={"name": "ada", "password": PASSWORD}).json()
+    second = service.client(tokens["access_token"])
+    assert second.get("/me").json()["name"] == "ada"
+    assert second.post("/logout").status_code == 204
+    assert second.get("/me").status_code == 401
+    assert stranger.post("/login/refresh", json={"token": tokens["refresh_token"]}).status_code == 401
+    assert ada.get("/me").status_code == 200
+    answers = [stranger.post("/login", json={"name": "eve", "password": "0123456789"}).status_code for _ in range(6)]
+    assert answers == [401] * 5 + [429]
+    assert "eve" not in service.process.said()
+    assert tokens["access_token"] not in service.process.said()
+
+
+def test_registration_can_be_closed_and_everybody_be_served(tmp_path):
+    with ticket_service(tmp_path, "--no-registration", "--insecure-no-auth") as service:
+        service.write("a.h5", 10)
+        stranger = service.client()
+        assert stranger.post("/register", json={"name": "bob", "password": PASSWORD}).status_code == 403
+        ticket = accepted(stranger.post("/download", json={"paths": "a.h5"}))
+        until(lambda: stranger.get(f"/ticket/{ticket}/result").status_code == 200, "the result")
+        assert stranger.post("/deletion", json={"paths": ["a.h5"]}).status_code == 403
+        sql(service, "UPDATE tickets SET owner = 'ada'")
+        assert stranger.get(f"/ticket/{ticket}/status").status_code == 404
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def logins(tmp_path, clock):
+    engine = open_database(f"sqlite:///{tmp_path}/people.db")
+    yield Logins(engine, 1000.0, clock)
+    engine.dispose()
+
+
+def test_refresh_tokens_rotate_and_one_used_twice_ends_the_login(logins):
+    first = logins.begin("ada")
+    second = logins.refresh(first.refresh)
+    assert second.refresh != first.refresh
+    assert logins.bearer(second.access) == "ada"
+    assert logins.refresh(first.refresh) is None  # copied by somebody
+    assert logins.refresh(second.refresh) is None
+    assert logins.bearer(second.access) is None
+
+
+def test_tokens_grow_old(logins, clock):
+    tokens = logins.begin("ada")
+    clock.now += ACCESS
+    assert logins.bearer(tokens.access) is None
+    assert (tokens := logins.refresh(tokens.refresh)) is not None
+    clock.now += 1000
+    assert logins.refresh(tokens.refresh) is None
+
+
+def test_tokens_that_others_signed_are_nobodys(logins, tmp_path):
+    real = jwt.decode(logins.begin("ada").access, options={"verify_signature": False})
+    for key, algorithm in [(b"another key of thirty-two bytes!!", "HS256"), (None, "none")]:
+        assert logins.bearer(jwt.encode(real, key, algorithm)) is None
+    for wrong in ("", "a.b.c", "x" * 5000):
+        assert logins.bearer(wrong) is None
+        assert logins.refresh(wrong) is None
+    engine = create_engine(f"sqlite:///{tmp_path}/people.db")
+    with engine.connect() as connection:
+        stored = connection.exec_driver_sql("SELECT * FROM logins").all()
+    engine.dispose()
+    assert len(stored[0].refresh) == 64  # a hash, not the token
