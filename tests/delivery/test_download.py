@@ -51,7 +51,7 @@ def test_cut_again_and_again_it_goes_on_where_it_was(service, tmp_path, patience
         assert list(output.glob(".*.part")), ended.stdout + ended.stderr
         runs += 1
     line.close()
-    assert runs == (3 if patience == "0 s" else 1)
+    assert (runs > 1) == (patience == "0 s")
     assert {path.name: path.read_bytes() for path in output.iterdir()} == {f"big {patience}.h5": content}
     assert sum(line.carried) < BIG + 100_000  # nothing but a few answers twice
 
