@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aps_mini_apps.sirt.algorithms import load_algorithm, names
+from aps_mini_apps.sirt.algorithms import _contract, load_algorithm, names
 from aps_mini_apps.sirt.algorithms.catalogue import BUILT_IN
 from aps_mini_apps.sirt.projectors import make_projector
 from tests.folding import make_window
@@ -17,6 +17,12 @@ from tests.yardstick import phantom, quality, sinogram
 
 COLUMNS, CENTER, ANGLES = 12, 6.4, np.linspace(0.0, 3.0, 9)
 BACKENDS = ("numpy", "numba")
+
+
+@pytest.fixture(autouse=True)
+def small_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let subsets be as small as the scans that a dense matrix can follow."""
+    monkeypatch.setattr(_contract, "FEWEST", 1)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +184,7 @@ def test_both_back_ends_agree(name: str, measured: np.ndarray) -> None:
     np.testing.assert_allclose(*images, rtol=0, atol=2e-3 * np.ptp(images[0]))
 
 
-def test_subsets_hold_every_projection_once() -> None:
+def test_subsets_hold_every_projection_once_and_enough_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     projector, angles = make_projector("numpy", 1, 8), np.linspace(0.0, 3.0, 11)
     window = make_window(projector, np.arange(11 * 8.0).reshape(11, 1, 8), angles, 4.0)
     parts = window.subsets(projector, 4)
@@ -190,6 +196,10 @@ def test_subsets_hold_every_projection_once() -> None:
     assert window.subsets(projector, 4) is parts
     assert window.subsets(projector, 1) == [window]
     assert len(window.subsets(projector, 99)) == 11
+    monkeypatch.setattr(_contract, "FEWEST", 5)
+    assert [len(part.angles) for part in window.subsets(projector, 98)] == [6, 5]
+    monkeypatch.setattr(_contract, "FEWEST", 12)
+    assert window.subsets(projector, 98) == [window]
 
 
 def test_figures_of_a_window_are_computed_where_the_algorithm_asks_for_none() -> None:

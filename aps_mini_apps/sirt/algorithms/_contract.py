@@ -21,6 +21,9 @@ from aps_mini_apps.sirt.projectors import Projector
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 """Steps of this share of a circle never come near the places that were visited just before."""
 
+FEWEST = 8
+"""Projections of a subset: a step that fits fewer of them fits their noise, too."""
+
 
 @dataclass(eq=False, kw_only=True)
 class Window:
@@ -64,11 +67,11 @@ class Window:
     memory: dict[str, Any] = field(default_factory=dict)
 
     def subsets(self, projector: Projector, count: int) -> "list[Window]":
-        """Return `count` windows with every `count`-th projection each (fewer where there are fewer projections).
+        """Return `count` windows with every `count`-th projection each; fewer, so that each holds `FEWEST`.
 
         They come in an order in which neighbours see the sample from angles far apart, and are made once per window.
         """
-        count = min(count, len(self.angles))
+        count = max(1, min(count, len(self.angles) // FEWEST))
         if count == 1:
             return [self]
         order = sorted(range(count), key=lambda k: k * GOLDEN % 1.0)

@@ -19,7 +19,7 @@ class Parameters:
     """Settings of `update`."""
 
     subsets: Annotated[int, Field(ge=1)] = 20
-    """Subsets of a window's projections; fewer where the window has fewer."""
+    """Subsets of a window's projections; fewer where a window has few projections."""
 
 
 def update(window: Window, volume: Any, projector: Projector, parameters: Parameters) -> Any:

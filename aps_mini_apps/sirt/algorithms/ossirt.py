@@ -24,7 +24,7 @@ class Parameters:
     """Settings of `update`."""
 
     subsets: Annotated[int, Field(ge=1)] = 20
-    """Subsets of a window's projections; fewer where the window has fewer."""
+    """Subsets of a window's projections; fewer where a window has few projections."""
     relaxation: Annotated[float, Field(gt=0.0, lt=2.0)] = 1.0
     """Share of each step that is taken."""
     momentum: bool = True
@@ -35,7 +35,7 @@ class Parameters:
 
 def update(window: Window, volume: Any, projector: Projector, parameters: Parameters) -> Any:
     """Return `volume`, changed in place by one pass over the subsets."""
-    memory = window.memory
+    memory = window.scratch  # not beyond the window: the next one asks for another image, away from where this moved
     start = memory.get("reached")
     if parameters.momentum and start is not None:
         volume += memory["ahead"]

@@ -33,7 +33,7 @@ class Parameters:
     steps: Annotated[int, Field(ge=0)] = 3
     """Steps down the total variation per update."""
     subsets: Annotated[int, Field(ge=1)] = 20
-    """Subsets of a window's projections; fewer where the window has fewer."""
+    """Subsets of a window's projections; fewer where a window has few projections."""
     nonnegative: bool = True
     """Set what falls below 0 to 0 before them."""
 
