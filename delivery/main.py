@@ -8,13 +8,24 @@ from delivery.sync.commands import app as token_app
 from delivery.sync.settings import BrokerSettings, ServerSettings
 from delivery.tickets.settings import DownloadSettings, TicketSettings
 from ministream.base.cli import add_program, new_app
+from ministream.base.errors import UserError
 
 app = new_app("Delivery: finished files leave, by mirrors that sync themselves or by ticket.")
 
 
 def _late(module: str) -> Callable[[Any], int]:
     """Return the `main` of `module`, imported only when it is called: `--help` stays quick."""
-    return lambda settings: int(importlib.import_module(module).main(settings))
+
+    def run(settings: Any) -> int:
+        try:
+            program = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("delivery"):
+                raise
+            raise UserError(f"{error.name} is not installed: pip install 'mini-stream[delivery]'") from error
+        return int(program.main(settings))
+
+    return run
 
 
 add_program(app, "server", ServerSettings, _late("delivery.sync.server"), section="delivery_server")
