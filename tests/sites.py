@@ -5,7 +5,6 @@ import contextlib
 import functools
 import json
 import os
-import random
 import signal
 import socket
 import socketserver
@@ -18,6 +17,7 @@ from typing import Any
 
 from s2cs.client import Gateway
 from s2cs.dataservers import proc
+from tests.ports import some_port
 
 
 @contextlib.contextmanager
@@ -50,7 +50,7 @@ class Site:
         )
         self.token, self.ca = made.stdout.strip(), folder / "ca.crt"
         self.state, self.log = folder / "state", folder / "log"
-        first = random.randrange(20000, 32000)
+        first = some_port(100)
         options = {
             "listener_ip": "127.0.0.1",
             "port_range": f"{first}-{first + 99}",

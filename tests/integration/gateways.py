@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from s2cs.proto import scistream_pb2 as pb
 from s2cs.proto import scistream_pb2_grpc as rpc
 from s2cs.server import ControlServer
 from s2cs.settings import ServerSettings
+from tests.ports import some_port
 
 ANYWHERE = "127.0.0.0/8:1-65535"
 
@@ -32,7 +32,7 @@ Code = grpc.StatusCode
 
 def some_ports(count: int) -> str:
     """A range below the ports that the kernel gives to clients; the pool passes over those in use."""
-    first = random.randrange(20000, 32000 - count)
+    first = some_port(count)
     return f"{first}-{first + count - 1}"
 
 

@@ -1,7 +1,6 @@
 """Two proxies as of two gateways, a service behind them, and what is sent through."""
 
 import asyncio
-import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from s2cs.addresses import Address
 from s2cs.dataservers.spec import ProxySpec, Tls
 from s2cs.dataservers.supervisor import Proxies, Proxy
 from s2cs.trust import SessionKeys, make_session_keys, write_private
+from tests.ports import some_port
 
 HERE = "127.0.0.1"
 
@@ -21,7 +21,7 @@ def free_ports(count: int) -> list[int]:
     """Return ports that are free, and below those that the system gives to clients: nobody takes them meanwhile."""
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(12_000, 32_000)
+        port = some_port()
         with suppress(OSError), socket.create_server((HERE, port)):
             found = [*{*found, port}]
     return found

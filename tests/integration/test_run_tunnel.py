@@ -22,8 +22,8 @@ from docker.errors import NotFound
 from aps_mini_apps import batch
 from aps_mini_apps.daq.phantom import PhantomSource
 from aps_mini_apps.dist.correction import Correction
+from ministream.base.children import Children
 from ministream.base.lifecycle import StopFlag
-from ministream.commands.children import Children
 from ministream.commands.tunnel import LocalTunnel
 from s2cs.dataservers.runner_docker import LABEL_FOLDER, LABEL_SESSION, OWN_IMAGE
 from tests.integration.conftest import Program, Start

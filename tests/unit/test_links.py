@@ -309,6 +309,8 @@ def test_a_receiver_that_leaves_ends_the_wait_for_it(pool: ThreadPoolExecutor) -
             for k in range(12):
                 sender.send(make_frame(k, shape=(1024, 1024)))
             done = pool.submit(sender.end)
+            while not sender._line.socket.closed:  # the end is queued; from here on it waits for the receiver alone
+                time.sleep(0.01)
         done.result(PATIENCE)
 
 

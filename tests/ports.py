@@ -1,0 +1,13 @@
+"""Ports for tests: below those that the system gives to clients, and each test process from a range of its own."""
+
+import os
+import random
+
+_FIRST, _EACH, _PROCESSES = 12_000, 5_000, 4
+
+
+def some_port(count: int = 1) -> int:
+    """Return the first of `count` ports that no other test process takes."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PROCESSES
+    first = _FIRST + process * _EACH
+    return random.randrange(first, first + _EACH - count)
