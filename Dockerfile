@@ -73,5 +73,5 @@ ENV NUMBA_CACHE_DIR=/var/cache/mini-stream \
 USER ministream
 # A small scan tries the image, and leaves the kernels of all programs compiled: for this machine's kind of processor
 # (on another one they are compiled again) and into folders that begin as copies of this one, being volumes.
-RUN ministream run --columns 64 --rows 16 --projections 40 --frame-rate 0 --output /tmp/scan && rm -rf /tmp/*
+RUN ministream run --columns 64 --rows 16 --projections 40 --frame-rate 0 --timeout 600 --output /tmp/scan && rm -rf /tmp/*
 CMD ["ministream", "--help"]

@@ -57,7 +57,7 @@ class Ours:
         return Contestant(run, updates(self.columns, angles, self.slices, iterations))
 
     def stream(self, length: int) -> Contestant:
-        """Windows of `length` new projections: each is added back while the next is projected."""
+        """Windows of `length` new projections, folded in as the product does it."""
         projector, counter = self.projector, itertools.count()
         held = [projector.measure(np.ones((self.slices, self.columns), np.float32)) for _ in range(length)]
         volume = projector.new_volume()
@@ -67,13 +67,9 @@ class Ours:
             return projector.stack(held), projector.geometry(angles, self.columns / 2)
 
         def run() -> None:
-            sinogram, geometry = window()
-            residual = projector.residual(volume, sinogram, geometry)
-            for _ in range(STREAM_UPDATES - 1):
-                sinogram, following = window()
-                residual, _ = projector.advance(volume, residual, geometry, sinogram, following)
-                geometry = following
-            projector.add_back(volume, residual, geometry)
+            for _ in range(STREAM_UPDATES):
+                sinogram, geometry = window()
+                projector.add_back(volume, projector.residual(volume, sinogram, geometry), geometry)
 
         return Contestant(run, STREAM_UPDATES * length)
 

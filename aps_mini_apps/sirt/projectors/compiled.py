@@ -225,14 +225,13 @@ class NumbaProjector:
         _compile(self._lanes)
 
     def run_once(self) -> None:
-        """Call every kernel."""
+        """Call every kernel that an algorithm calls (none fuses windows by `advance` yet)."""
         volume = self.new_volume()
         sinogram = self.stack([self.measure(np.zeros((self.slices, self.columns), np.float32))])
         geometry = self._trace(np.zeros(1), self.columns / 2)
         residual = self.residual(volume, sinogram, geometry)
         self.add_back(volume, residual, geometry)
         self.misfit(residual, sinogram, geometry)
-        self.advance(volume, residual, geometry, sinogram, geometry)
 
     def _new_changes(self) -> Floats:
         tiles = math.ceil(self.columns / _kernels.TILE_ROWS) * math.ceil(self.columns / _kernels.TILE_COLUMNS)
