@@ -64,7 +64,8 @@ def proxies(scratch: Path, side: str) -> list[int]:
 
 def assert_nothing_left(scratch: Path) -> None:
     assert processes(scratch) == {}
-    assert list(scratch.iterdir()) == []
+    left = [path.name for path in scratch.iterdir() if not path.match("mini-stream-kernels-*.lock")]  # the compiler's
+    assert left == []
 
 
 def batch_image(scan: Path) -> np.ndarray:
