@@ -8,6 +8,9 @@ from aps_mini_apps.daq.settings import DaqSettings
 from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
+from delivery.sync.settings import BrokerSettings
+from delivery.sync.settings import ServerSettings as DeliveryServerSettings
+from delivery.tickets.settings import DownloadSettings, TicketSettings
 from ministream.base.settings import SECTIONS, Settings, read_yaml
 from ministream.commands.settings import ClientSettings, RunSettings
 from producer.settings import ProducerSettings
@@ -25,6 +28,10 @@ MODELS: dict[str, type[Settings]] = {
     "worker": WorkerSettings,
     "client": ClientSettings,
     "s2cs": ServerSettings,
+    "delivery_server": DeliveryServerSettings,
+    "delivery_broker": BrokerSettings,
+    "delivery_tickets": TicketSettings,
+    "delivery_download": DownloadSettings,
 }
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
