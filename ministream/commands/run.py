@@ -6,10 +6,12 @@ soon as one of them fails.
 """
 
 import os
+import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -61,8 +63,11 @@ def main(settings: RunSettings) -> int:
     check_writable(output)
     with open_source(plan.daq) as source:
         plan.check(source)
+        interrupted = _heed_interrupts()
         plan.find_axis(source)
+        interrupted()
         plan.prepare_kernels(source)
+        interrupted()
         story = Story(scan=plan.scan, source=source.name, settings=settings.model_dump(mode="json"))
         story.dataset = plan.sirt.recon_dataset_path
         console = Console()
@@ -82,6 +87,22 @@ def main(settings: RunSettings) -> int:
     if stopped:
         raise stopped
     return 0
+
+
+def _heed_interrupts() -> Callable[[], None]:
+    """Return what raises KeyboardInterrupt if Ctrl-C has come: one that falls into the compiler's work is lost there."""
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    return check
 
 
 def _run_programs(plan: "Plan", story: Story, stop: StopFlag, display: Display) -> Stopped | None:

@@ -4,12 +4,15 @@ The addresses and container names are the compose file's own, so that one stack 
 group. Their project and their output volume have other names than a user's, whose data they must not touch.
 """
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +47,21 @@ def docker(*arguments: object, **options: Any) -> str:
     return command("docker", *arguments, **options).stdout.strip()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep other test processes from the engine: addresses and names are fixed, and builds share their layers."""
+    with (Path(tempfile.gettempdir()) / "mini-stream-docker-tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
 def images() -> Sequence[str]:
     """Both images, made from this checkout; skip where no Docker engine answers."""
     if command("docker", "info", check=False).returncode:
         pytest.skip("no Docker engine answers here (bash tests/docker/engine.sh starts one, as root)")
-    command(COMPOSES["v1"], "build", timeout=1500)
+    with alone():
+        command(COMPOSES["v1"], "build", timeout=1500)
     return IMAGES
 
 
@@ -109,7 +121,14 @@ class Stack:
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+def engine() -> Iterator[None]:
+    """Have the engine for oneself."""
+    with alone():
+        yield
+
+
+@pytest.fixture
+def stack(tmp_path: Path, engine: None) -> Iterator[Callable[..., Stack]]:  # noqa: ARG001 - held, not used
     """Make a stack: `stack(producer={...})` sets a service's environment; in the end nothing of it is left."""
     stacks: list[Stack] = []
 
