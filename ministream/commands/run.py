@@ -90,7 +90,7 @@ def main(settings: RunSettings) -> int:
 
 
 def _heed_interrupts() -> Callable[[], None]:
-    """Return what raises KeyboardInterrupt if Ctrl-C has come: one that falls into the compiler's work is lost there."""
+    """Return what raises KeyboardInterrupt if Ctrl-C has come: one that comes while the compiler works is lost there."""
     came: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
