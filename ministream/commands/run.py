@@ -90,7 +90,7 @@ def main(settings: RunSettings) -> int:
 
 
 def _heed_interrupts() -> Callable[[], None]:
-    """Return what raises KeyboardInterrupt if Ctrl-C has come: one that comes while the compiler works is lost there."""
+    """Return what raises KeyboardInterrupt if Ctrl-C has come: while the compiler works it would be lost."""
     came: list[int] = []
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
