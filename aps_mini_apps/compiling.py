@@ -3,7 +3,8 @@
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,29 @@ def one_at_a_time() -> Iterator[None]:
     with open(path, "w", opener=_open_private) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+class Ahead:
+    """Compiles beside other work; who runs compiled code waits for it first.
+
+    Numba's simplest threading layer, all that some machines have, ends a program that runs two parallel loops at once.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def begin(self, compile_all: Callable[[], None]) -> None:
+        """Let `compile_all` run from now on; a second call does nothing."""
+        if self._thread is not None:
+            return
+        self._thread = threading.Thread(target=compile_all, name="compiler", daemon=True)
+        self._thread.start()
+
+    def wait(self, look: Callable[[], None]) -> None:
+        """Return when it has ended, if it was begun; `look` is called now and then, and may raise to end the wait."""
+        while self._thread is not None and self._thread.is_alive():
+            look()
+            self._thread.join(0.1)
 
 
 def _open_private(path: str, flags: int) -> int:

@@ -1,7 +1,6 @@
 """`ministream dist`: receive frames, correct them, share their rows out among the workers."""
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -9,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aps_mini_apps.compiling import use_threads
+from aps_mini_apps.compiling import Ahead
 from aps_mini_apps.dist.correction import Correction, warm_up
 from aps_mini_apps.dist.distributor import Distributor
 from aps_mini_apps.dist.outputs import Outputs, PushOutputs, TmqOutputs
@@ -33,7 +33,8 @@ def main(settings: DistSettings) -> int:
     """Run until the scan has ended and every worker has been told so."""
     stop = StopFlag().install()
     # Beside the waiting for workers and flats: the first start compiles for some seconds, later ones load.
-    threading.Thread(target=warm_up, name="compiler").start()
+    compiler = Ahead()
+    compiler.begin(warm_up)
     with ExitStack() as stack:
         outputs = stack.enter_context(_open_outputs(settings, stop))
         publisher = None
@@ -49,6 +50,7 @@ def main(settings: DistSettings) -> int:
             if settings.skip_serialize:
                 _count(receiver, outputs if settings.my_distributor_addr else None)
             else:
+                compiler.wait(stop.raise_if_set)
                 _Session(settings, receiver, outputs, publisher).run()
         except ValueError as error:  # the mathematics says what is wrong with the frames
             raise UserError(str(error)) from error

@@ -1,6 +1,5 @@
 """`ministream sirt`: receive a slab's projections, reconstruct, write and publish."""
 
-import threading
 import time
 import uuid
 import warnings
@@ -15,7 +14,7 @@ from typing import Any, cast
 import numba
 import numpy as np
 
-from aps_mini_apps.compiling import use_threads
+from aps_mini_apps.compiling import Ahead, use_threads
 from aps_mini_apps.frames import Frame, FrameKind, RowRange, Volume
 from aps_mini_apps.geometry import check_center, partition_rows
 from aps_mini_apps.links import FrameReceiver
@@ -50,7 +49,8 @@ def main(settings: SirtSettings) -> int:
     with ExitStack() as stack:
         stack.enter_context(_warnings_in_log())
         publisher = stack.enter_context(VolumePublisher(settings.pub_addr)) if settings.pub_addr else None
-        receiver = stack.enter_context(_open_receiver(settings, stop))
+        listener = _Listener(settings)
+        receiver = stack.enter_context(_open_receiver(settings, stop, listener))
         get_logger().info(
             "waiting for projections",
             source=_source(settings),
@@ -60,6 +60,7 @@ def main(settings: SirtSettings) -> int:
         first = receiver.receive()
         if first is None:
             raise UserError(f"the scan from {_source(settings)} ended before any projection came")
+        listener.compiler.wait(stop.raise_if_set)
         try:
             session = _Session(settings, receiver, publisher, first, algorithm)
             session.run(chain([first], iter(receiver.receive, None)))
@@ -80,10 +81,10 @@ def _warnings_in_log() -> Iterator[None]:
         yield
 
 
-def _open_receiver(settings: SirtSettings, stop: StopFlag) -> FrameReceiver:
+def _open_receiver(settings: SirtSettings, stop: StopFlag, listener: "_Listener") -> FrameReceiver:
     timeout = settings.timeout or None
     if not settings.dest_host:
-        hear = _Listener(settings).hear if settings.notes else None
+        hear = listener.hear if settings.notes else None
         return PullReceiver(settings.source, peer="the producer", on_note=hear, stop=stop, timeout=timeout)
     base = f"tcp://{settings.dest_host}:{settings.dest_port}"
     return TmqWorker(base, settings.rank, settings.workers, stop=stop, timeout=timeout)
@@ -100,13 +101,14 @@ class _Listener:
 
     def __init__(self, settings: SirtSettings) -> None:
         self._settings = settings
+        self.compiler = Ahead()
 
     def hear(self, note: Note) -> None:
         """Log what they have logged, in their name and with their time; `via` tells it from our own."""
         repeat(note.as_event() | {"via": "sirt"})
-        size = note.fields.get("rows"), note.fields.get("columns")
-        if (note.service, note.event) == ("daq", "scan started") and all(type(n) is int and n > 0 for n in size):
-            threading.Thread(target=self._compile, args=size, name="compiler", daemon=True).start()
+        rows, columns = note.fields.get("rows"), note.fields.get("columns")
+        if (note.service, note.event) == ("daq", "scan started") and isinstance(rows, int) and isinstance(columns, int):
+            self.compiler.begin(lambda: self._compile(rows, columns))
 
     def _compile(self, rows: int, columns: int) -> None:
         """Compile while flats and darks arrive: the first window then waits for no compiler."""
