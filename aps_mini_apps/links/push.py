@@ -18,7 +18,7 @@ from typing import Any
 import zmq
 
 from aps_mini_apps.links._sequence import SequenceCounter
-from aps_mini_apps.links._sockets import LARGEST_REQUEST, Line
+from aps_mini_apps.links._sockets import LARGEST_REQUEST, SLICE_MS, Line
 from aps_mini_apps.links._timage import TImageReceiver, TImageSender
 from aps_mini_apps.links._waiting import Patience
 from aps_mini_apps.wire import WireError, note
@@ -98,7 +98,8 @@ class PushSender(TImageSender):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not self._line.socket.closed and self._line.connections():
+        # whoever took a frame a moment ago may not have been announced yet
+        if error is not None and not self._line.socket.closed and self._line.connections(SLICE_MS):
             self._say_farewell(error)
         self.close()
 
