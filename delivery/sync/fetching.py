@@ -6,15 +6,14 @@ An old server's answer has no ETag: what was cut there begins anew.
 import re
 import shutil
 import socket
-import sys
 import time
 from email.message import Message
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from delivery.progress import progress_bar
 from delivery.sync.inbox import Inbox, Record
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH, Acknowledgement
 from ministream.base.errors import UserError
@@ -155,7 +154,7 @@ class Server:
         free = shutil.disk_usage(inbox.folder).free
         if missing > free:
             raise UserError(f"{inbox.folder}: the batch needs {missing} more bytes, {free} are free; make room")
-        with explained(inbox.part), inbox.part.open("ab", buffering=0) as file, _bar() as bar:
+        with explained(inbox.part), inbox.part.open("ab", buffering=0) as file, progress_bar() as bar:
             task = bar.add_task(record.name, total=record.length or None, completed=inbox.held())
             for block in answer.iter_raw():
                 file.write(block)
@@ -176,12 +175,6 @@ class Server:
         if not re.fullmatch(r"[\x21-\x7e]+", token):
             raise UserError(f"token file {self._token_file} holds no token")
         return {"Authorization": f"Bearer {token}"}
-
-
-def _bar() -> Progress:
-    """Return a progress bar for who sits at a terminal."""
-    columns = "{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    return Progress(*columns, disable=not sys.stderr.isatty(), transient=True)
 
 
 def _refusal(url: str, answer: httpx.Response) -> UserError:
