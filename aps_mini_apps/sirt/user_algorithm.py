@@ -1,6 +1,6 @@
 """A user's own algorithm, which may be edited while the scan streams in.
 
-The file is looked at before every window; what has changed is taken at once, with the volume as it is. Each window of
+The file is looked at before every window; what has been saved is taken at once, with the volume as it is. Each window of
 it is a transaction: where the code fails, or returns what is no volume, the volume is put back to what it was before
 that window, the traceback is logged, and the last version that has worked folds the window in. A refused version is not
 tried again until the file changes.
@@ -24,6 +24,9 @@ from ministream.base.log import get_logger
 
 CLOCK_TICK = 2.0
 """Seconds. Two edits within one tick of a file system's clock may leave the same time: a young file is read again."""
+
+SETTLED = 0.1
+"""Seconds without a write, after which a file is taken to be whole: few editors replace it in one go."""
 
 DIGEST_LENGTH = 12
 
@@ -134,6 +137,8 @@ class UserAlgorithm:
         try:
             sign = _sign(self._path)
             if sign == self._sign and self._read_at - sign[0] / 1e9 > CLOCK_TICK:
+                return
+            if 0.0 <= time.time() - sign[0] / 1e9 < SETTLED:
                 return
             self._sign, self._read_at, source = sign, time.time(), self._path.read_bytes()
         except OSError:  # an editor is replacing it

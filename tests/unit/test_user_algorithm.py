@@ -1,6 +1,7 @@
 """A user's file, edited between windows: the newest version that works is used, and no window is lost to a bad one."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ class Bench:
         self.windows = 0
 
     def load(self, text: str, **given: object) -> "Bench":
-        self.path.write_text(text)
+        self.save(text)
         self.algorithm = UserAlgorithm(self.path, given)
         return self
 
@@ -46,11 +47,17 @@ class Bench:
         self.windows += 1
         return self.projector.export_volume(self.volume)
 
+    def save(self, text: str, seconds_ago: float = 1.0) -> None:
+        """Write the file over."""
+        self.path.write_text(text)
+        when = time.time() - seconds_ago
+        os.utime(self.path, (when, when))
+
     def replace(self, text: str) -> None:
         """Put another text in place of the file, as most editors do."""
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.replace(self.path)
+        whole, self.path = self.path, self.path.with_suffix(".new")
+        self.save(text)
+        self.path = self.path.replace(whole)
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def test_a_saved_edit_is_taken_at_the_next_window_and_the_volume_is_kept(bench: 
     with capture_logs() as log:
         assert np.all(bench.fold() == 1)
         first = bench.algorithm.about()["algorithm_version"]
-        bench.path.write_text(adding(5))
+        bench.save(adding(5))
         assert np.all(bench.fold() == 6)
         bench.replace(adding(7))
         assert np.all(bench.fold() == 13)
@@ -75,9 +82,20 @@ def test_a_saved_edit_is_taken_at_the_next_window_and_the_volume_is_kept(bench: 
 def test_an_edit_of_the_same_length_within_one_tick_of_the_clock_is_seen(bench: Bench) -> None:
     bench.load(adding(1))
     times = bench.path.stat()
-    bench.path.write_text(adding(2))
+    bench.save(adding(2))
     os.utime(bench.path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert np.all(bench.fold() == 2)
+
+
+def test_a_file_that_is_being_written_waits_for_the_next_window(bench: Bench) -> None:
+    bench.load(adding(1)).fold()
+    whole = adding(2)
+    bench.save(whole[: len(whole) // 2], seconds_ago=0.0)
+    with capture_logs() as log:
+        assert np.all(bench.fold() == 2)
+        bench.save(whole)
+        assert np.all(bench.fold() == 4)
+    assert [event["log_level"] for event in log] == ["info"]
 
 
 BROKEN = {
@@ -100,7 +118,7 @@ BROKEN = {
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
 def test_a_bad_edit_is_reported_and_the_version_before_goes_on(bench: Bench, text: str) -> None:
     bench.load(adding(1)).fold()
-    bench.path.write_text(text)
+    bench.save(text)
     with capture_logs() as log:
         assert np.all(bench.fold() == 2)  # the window that met it is not lost, nor folded in twice
         assert np.all(bench.fold() == 3)
@@ -108,7 +126,7 @@ def test_a_bad_edit_is_reported_and_the_version_before_goes_on(bench: Bench, tex
     assert refused["event"] == "algorithm refused: the version before goes on"
     assert refused["exc_info"]
     assert (refused["window"], bench.algorithm.about()["algorithm_refused"]) == (1, 1)
-    bench.path.write_text(adding(10))
+    bench.save(adding(10))
     assert np.all(bench.fold() == 13)
 
 
@@ -127,7 +145,7 @@ def test_a_version_that_works_until_it_does_not_hands_over_when_it_is_mended(ben
         assert np.all(bench.fold() == 1)
     assert [event["event"] for event in log if event["log_level"] == "error"] == [log[0]["event"]]
     assert bench.algorithm.about()["algorithm_version"] == "none works"
-    bench.path.write_text(adding(2))
+    bench.save(adding(2))
     assert np.all(bench.fold() == 3)
 
 
@@ -135,7 +153,7 @@ def test_a_file_that_is_gone_for_a_while_changes_nothing(bench: Bench) -> None:
     bench.load(adding(1)).fold()
     bench.path.unlink()
     assert np.all(bench.fold() == 2)
-    bench.path.write_text(adding(4))
+    bench.save(adding(4))
     assert np.all(bench.fold() == 6)
 
 
@@ -145,7 +163,7 @@ def test_memory_starts_empty_with_each_version(bench: Bench) -> None:
     count += f"    return volume * 0 + projector.import_volume({ONES.format(1)}) * window.memory['n']\n"
     bench.load(count)
     assert [bench.fold().max() for _ in range(3)] == [1, 2, 3]
-    bench.path.write_text(f"# edited\n{count}")
+    bench.save(f"# edited\n{count}")
     assert bench.fold().max() == 1
     bench.algorithm.restart()
     assert bench.fold().max() == 1
