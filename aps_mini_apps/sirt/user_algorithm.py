@@ -1,7 +1,7 @@
 """A user's own algorithm, which may be edited while the scan streams in.
 
-The file is looked at before every window; what has been saved is taken at once, with the volume as it is. Each window of
-it is a transaction: where the code fails, or returns what is no volume, the volume is put back to what it was before
+The file is looked at before every window; what has been saved is taken at once, with the volume as it is. Each window
+of it is a transaction: where the code fails, or returns what is no volume, the volume is put back to what it was before
 that window, the traceback is logged, and the last version that has worked folds the window in. A refused version is not
 tried again until the file changes.
 """

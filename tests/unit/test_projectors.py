@@ -212,29 +212,6 @@ def test_compiled_equals_reference(slices, columns, angles, share, model, circle
     assert progress.misfit == pytest.approx(reference_progress.misfit, rel=1e-3, abs=1e-4)
 
 
-@settings(deadline=None, max_examples=40)
-@given(**{**GEOMETRY, "angles": st.lists(st.floats(-7, 7), min_size=1, max_size=5).map(np.array)}, turn=st.floats(0, 7))
-def test_advance_is_an_update_and_the_next_residual(slices, columns, angles, share, model, circle, seed, turn):
-    rng = np.random.default_rng(seed)
-    projector = make_projector("numba", slices, columns, model=model, circle=circle)
-    image = rng.random((slices, columns, columns), np.float32)
-    sinogram = import_sinogram(projector, rng.random((len(angles), slices, columns), np.float32))
-    results = []
-    for fused in (False, True):
-        volume = projector.import_volume(image)
-        geometry, following = (projector.geometry(those, share * columns) for those in (angles, angles + turn))
-        residual = projector.residual(volume, sinogram, geometry)
-        if fused:
-            after, squares = projector.advance(volume, residual, geometry, sinogram, following, 0.5)
-        else:
-            squares = projector.add_back(volume, residual, geometry, 0.5)
-            after = projector.residual(volume, sinogram, following)
-        results.append((projector.export_volume(volume), squares, after))
-    assert np.array_equal(results[0][0], results[1][0])
-    assert results[0][1] == results[1][1]
-    np.testing.assert_allclose(results[1][2], results[0][2], rtol=1e-3, atol=1e-4 * max(1e-3, np.ptp(results[0][2])))
-
-
 def test_threads_do_not_change_a_bit():
     rng = np.random.default_rng(2)
     projector = make_projector("numba", 40, 75)
@@ -246,14 +223,12 @@ def test_threads_do_not_change_a_bit():
             geometry = projector.geometry(np.linspace(0, 3, 50), 33.3)
             volume = projector.new_volume()
             progress = sirt(projector, volume, sinogram, geometry, iterations=3)
-            few, window = projector.geometry(np.array([0.2, 1.9]), 33.3), sinogram[:, :2].copy()
-            residual = projector.residual(volume, window, few)
-            residual, squares = projector.advance(volume, residual, few, window, few)
+            residual = projector.residual(volume, sinogram, geometry)
         finally:
             numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
-        results.append((progress, squares, projector.export_volume(volume), residual))
-    (one_progress, one_squares, *one), (progress, squares, *many) = results
-    assert (one_progress, one_squares) == (progress, squares)
+        results.append((progress, projector.export_volume(volume), residual))
+    (one_progress, *one), (progress, *many) = results
+    assert one_progress == progress
     assert all(np.array_equal(a, b) for a, b in zip(one, many, strict=True))
 
 
@@ -295,7 +270,6 @@ def test_warm_up_compiles_all_that_is_called():
         _kernels.trace_rays,
         _kernels.fill_residual,
         _kernels.add_back,
-        _kernels.add_back_and_fill_residual,
         _kernels.sum_squares,
     )
     compiled = [len(kernel.signatures) for kernel in kernels]
@@ -303,7 +277,6 @@ def test_warm_up_compiles_all_that_is_called():
     sinogram = import_sinogram(projector, np.ones((3, 3, 20), np.float32))
     geometry = projector.geometry(np.arange(3.0), 10.0)
     sirt(projector, volume, sinogram, geometry)
-    projector.advance(volume, projector.residual(volume, sinogram, geometry), geometry, sinogram, geometry)
     projector.back(projector.forward(volume, geometry), geometry)
     assert [len(kernel.signatures) for kernel in kernels] == compiled
 

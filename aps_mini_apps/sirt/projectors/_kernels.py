@@ -213,12 +213,9 @@ def _walk(volume, offsets, below, above, first, last, across, ray_sum):
 
 
 @njit(**_SMALL)
-def _walk_band(volume, angle, spans, rays, step, across_rows, tables, sums):
-    """Add one band of `volume` (steps `step` and following) to the sums of `rays` at one angle.
-
-    With `across_rows` (first, one past the last; else None) only these rows count for rays that walk by columns.
-    """
-    vector, one = width(volume), np.int32(1)
+def _walk_band(volume, angle, spans, rays, step, tables, sums):
+    """Add one band of `volume` (steps `step` and following) to the sums of `rays` at one angle."""
+    vector = width(volume)
     offsets, below, above = tables
     along, across = vector, volume.shape[1] * vector
     if angle.by_rows:
@@ -229,9 +226,6 @@ def _walk_band(volume, angle, spans, rays, step, across_rows, tables, sums):
         block_end = min(rays[1], block + RAYS)
         for ray in range(block, block_end):
             pixel, near, far = _ray_taps(angle, band_start + ray * angle.pitch)
-            if across_rows is not None:
-                top, last = np.int32(across_rows[0]), np.int32(across_rows[1] - 1)
-                near, far = keep(near, pixel, top, last), keep(far, pixel + one, top, last)
             entry = (ray - block) * TABLE_LANES
             store(offsets, entry, pixel * np.int32(across) + steps)
             store(below, entry, near)
@@ -270,7 +264,7 @@ def _residual_block(volume, sinogram, angles, spans, weights, block, rays, out):
         _clear(out[index], rays)
     for step in range(0, sinogram.shape[1], STEPS):
         for index in range(block[0], block[1]):
-            _walk_band(volume, angles[index], spans[index], rays, step, None, tables, out[index])
+            _walk_band(volume, angles[index], spans[index], rays, step, tables, out[index])
     for index in range(block[0], block[1]):
         _weigh(sinogram[index], weights[index], rays, out[index])
 
@@ -423,92 +417,6 @@ def add_back(volume, residual, angles, inside, weights, weigh, relaxation, chang
             _add_tile(
                 volume[slab], residual[slab], angles, inside, weights, first, relaxation, edges, changes[slab, tile:]
             )
-
-
-# ------------------------------------------------------------------------------------------ back and forward
-
-
-@njit(**_SMALL)
-def _rays_between(angle, step, top, bottom, size):
-    """Return the rays (first, one past the last) that may cross rows `top` to `bottom` in a band of columns."""
-    start, slope = angle.origin + step * angle.slope, angle.slope
-    low, high = (top - 1) << POSITION_BITS, bottom << POSITION_BITS
-    drift = (STEPS - 1) * slope
-    low, high = low - start - max(drift, 0), high - start - min(drift, 0)
-    if angle.pitch < 0:
-        low, high = high, low
-    first, last = low // angle.pitch, high // angle.pitch + 1
-    return min(max(first, 0), size), min(max(last + 1, 0), size)
-
-
-@njit(**_LOOP)
-def _walk_rows(volume, angles, spans, top, bottom, sums):
-    """Put into `sums` [angle][bin] what rows `top` to `bottom` of `volume` add to the projections."""
-    length, size = RAYS * TABLE_LANES, spans.shape[1]
-    tables = np.empty(length, np.int32), np.empty(length, np.float32), np.empty(length, np.float32)
-    for index in range(len(angles)):
-        angle = angles[index]
-        _clear(sums[index], (0, size))
-        if angle.by_rows:
-            for step in range(top, bottom, STEPS):
-                _walk_band(volume, angle, spans[index], (0, size), step, None, tables, sums[index])
-        else:
-            for step in range(0, size, STEPS):
-                rays = _rays_between(angle, step, top, bottom, size)
-                _walk_band(volume, angle, spans[index], rays, step, (top, bottom), tables, sums[index])
-
-
-@njit(**_LOOP)
-def _weigh_parts(parts, measured, weights, out):
-    """Turn the sums in `parts` [strip][bin] of one projection into weighted differences from what was measured."""
-    vector = width(out)
-    for ray in range(len(weights)):
-        place = (ray + BINS_BEFORE) * vector
-        projected = zeros(out)
-        for strip in range(parts.shape[0]):
-            projected = projected + load(parts[strip], place)
-        store(out, place, item(weights, ray) * (load(measured, ray * vector) - projected))
-
-
-@njit(**_PARALLEL)
-def add_back_and_fill_residual(
-    volume,
-    residual,
-    angles,
-    inside,
-    weights,
-    weigh,
-    relaxation,
-    changes,
-    sinogram,
-    next_angles,
-    spans,
-    row_weights,
-    parts,
-    out,
-):
-    """Do `add_back` for one window and `fill_residual` for the next, strip by strip while its rows are in the cache.
-
-    A window of few angles is bound by the memory: this reads and writes the volume once, where the two calls read it
-    twice. A strip is one row of tiles; `parts` [slab][strip][angle][bin] takes what each adds to the next projections.
-    (Weights keep a strip from its neighbours' rows; that it loads them, and multiplies by 0, does no harm.)
-    """
-    size = weights.shape[0]
-    across = (size + TILE_COLUMNS - 1) // TILE_COLUMNS
-    slabs, strips = parts.shape[:2]
-    for strip in prange(strips):
-        top, bottom = strip * TILE_ROWS, min(size, (strip + 1) * TILE_ROWS)
-        for slab in range(slabs):
-            for tile in range(across):
-                edges = top, bottom, tile * TILE_COLUMNS, min(size, (tile + 1) * TILE_COLUMNS)
-                change = changes[slab, strip * across + tile :]
-                first = weigh and slab == 0
-                _add_tile(volume[slab], residual[slab], angles, inside, weights, first, relaxation, edges, change)
-            _walk_rows(volume[slab], next_angles, spans, top, bottom, parts[slab, strip])
-    count = len(next_angles)
-    for job in prange(slabs * count):
-        slab, index = _unravel(job, count)
-        _weigh_parts(parts[slab, :, index], sinogram[slab, index], row_weights[index], out[slab, index])
 
 
 # --------------------------------------------------------------------------------------------------- misfit

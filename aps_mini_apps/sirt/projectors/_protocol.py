@@ -52,21 +52,6 @@ class Projector(Protocol):
         Pixels that no ray crosses stay.
         """
 
-    def advance(
-        self,
-        volume: Any,
-        residual: Any,
-        geometry: Any,
-        sinogram: Any,
-        next_geometry: Any,
-        relaxation: float = 1.0,
-    ) -> tuple[Any, float]:
-        """Do `add_back` for one window, then `residual` for the next; return the residual and the squared changes.
-
-        For windows of few projections this is faster than the two calls: they are bound by the memory, and the volume
-        passes through it once instead of twice. The sums along the rays are rounded differently.
-        """
-
     def misfit(self, residual: Any, sinogram: Any, geometry: Any) -> float:
         """Return ||b - A x|| / ||b|| over the rays that cross pixels; 0 if their b is all 0."""
 

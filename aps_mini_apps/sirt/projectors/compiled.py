@@ -23,9 +23,6 @@ _CACHE_LINE = 64
 _FEWEST_RAYS = 32
 """Rays of one forward job, at least: fewer than that spend their time on the tables."""
 
-_FEW_ANGLES = 4
-"""Windows up to this are bound by the memory, and pay for going through the volume once instead of twice."""
-
 
 @dataclass(slots=True, eq=False)
 class CompiledGeometry:
@@ -159,41 +156,6 @@ class NumbaProjector:
         geometry.weighed = True
         return float(changes.sum(dtype=np.float64))
 
-    def advance(
-        self,
-        volume: Floats,
-        residual: Floats,
-        geometry: CompiledGeometry,
-        sinogram: Floats,
-        next_geometry: CompiledGeometry,
-        relaxation: float = 1.0,
-    ) -> tuple[Floats, float]:
-        """Add `residual` back, and return the residual of the next window and the sum of the squared changes."""
-        if max(len(geometry.angles), len(next_geometry.angles)) > _FEW_ANGLES:
-            squares = self.add_back(volume, residual, geometry, relaxation)
-            return self.residual(volume, sinogram, next_geometry), squares
-        count, strips = len(next_geometry.angles), math.ceil(self.columns / _kernels.TILE_ROWS)
-        changes, out = self._new_changes(), _zeros((self._slabs, count, self._bins, self._lanes))
-        parts = _zeros((self._slabs, strips, count, self._bins, self._lanes))
-        _kernels.add_back_and_fill_residual(
-            self._vectors(volume),
-            self._vectors(residual),
-            geometry.angles,
-            self._inside,
-            geometry.column_weights,
-            not geometry.weighed,
-            np.float32(relaxation),
-            self._vectors(changes),
-            self._vectors(sinogram),
-            next_geometry.angles,
-            next_geometry.spans,
-            next_geometry.row_weights,
-            self._vectors(parts),
-            self._vectors(out),
-        )
-        geometry.weighed = True
-        return out, float(changes.sum(dtype=np.float64))
-
     def misfit(self, residual: Floats, sinogram: Floats, geometry: CompiledGeometry) -> float:
         """Return ||b - A x|| / ||b|| over the rays that cross pixels; 0 if their b is all 0."""
         sums = np.empty((*sinogram.shape[:2], 2, self._lanes), np.float32)
@@ -225,7 +187,7 @@ class NumbaProjector:
         _compile(self._lanes)
 
     def run_once(self) -> None:
-        """Call every kernel that an algorithm calls (none fuses windows by `advance` yet)."""
+        """Call every kernel that an algorithm calls."""
         volume = self.new_volume()
         sinogram = self.stack([self.measure(np.zeros((self.slices, self.columns), np.float32))])
         geometry = self._trace(np.zeros(1), self.columns / 2)

@@ -134,19 +134,6 @@ class CudaProjector:
         self._launch("add_back", self.columns * self.slices, strips, arguments)
         return float(changes.sum(dtype=np.float64))
 
-    def advance(
-        self,
-        volume: Any,
-        residual: Any,
-        geometry: CudaGeometry,
-        sinogram: Any,
-        next_geometry: CudaGeometry,
-        relaxation: float = 1.0,
-    ) -> tuple[Any, float]:
-        """Do `add_back`, then `residual`."""
-        squares = self.add_back(volume, residual, geometry, relaxation)
-        return self.residual(volume, sinogram, next_geometry), squares
-
     def misfit(self, residual: Any, sinogram: Any, geometry: CudaGeometry) -> float:
         """Return ||b - A x|| / ||b|| over the rays that cross pixels; 0 if their b is all 0."""
         weights = geometry.row_weights[..., None]

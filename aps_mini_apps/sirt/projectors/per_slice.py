@@ -88,19 +88,6 @@ class PerSliceProjector:
         slices = zip(self._images(volume), self._sinograms(residual), geometry, strict=True)
         return sum(self._single.add_back(*each, relaxation) for each in slices)
 
-    def advance(
-        self,
-        volume: Floats,
-        residual: Floats,
-        geometry: list[Any],
-        sinogram: Floats,
-        next_geometry: list[Any],
-        relaxation: float = 1.0,
-    ) -> tuple[Floats, float]:
-        """Do `add_back`, then `residual`."""
-        squares = self.add_back(volume, residual, geometry, relaxation)
-        return self.residual(volume, sinogram, next_geometry), squares
-
     def misfit(self, residual: Floats, sinogram: Floats, geometry: list[Any]) -> float:
         """Return ||b - A x|| / ||b||, of the slices the root mean square weighted by each one's ||b||."""
         slices = list(zip(self._sinograms(residual), self._sinograms(sinogram), geometry, strict=True))

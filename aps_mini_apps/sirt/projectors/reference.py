@@ -85,19 +85,6 @@ class NumpyProjector:
         volume += change
         return float(np.sum(change**2))
 
-    def advance(
-        self,
-        volume: Floats,
-        residual: Floats,
-        geometry: ReferenceGeometry,
-        sinogram: Floats,
-        next_geometry: ReferenceGeometry,
-        relaxation: float = 1.0,
-    ) -> tuple[Floats, float]:
-        """Do `add_back`, then `residual`."""
-        squares = self.add_back(volume, residual, geometry, relaxation)
-        return self.residual(volume, sinogram, next_geometry), squares
-
     def misfit(self, residual: Floats, sinogram: Floats, geometry: ReferenceGeometry) -> float:
         """Return ||b - A x|| / ||b|| over the rays that cross pixels; 0 if their b is all 0."""
         norms = geometry.row_norms[:, None]
