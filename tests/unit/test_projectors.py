@@ -267,7 +267,6 @@ def test_warm_up_compiles_all_that_is_called():
     projector = make_projector("numba", 3, 20)
     projector.warm_up()
     kernels = (
-        _kernels.trace_rays,
         _kernels.fill_residual,
         _kernels.add_back,
         _kernels.sum_squares,

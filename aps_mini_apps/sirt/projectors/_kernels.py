@@ -42,6 +42,7 @@ from aps_mini_apps.sirt.projectors._vectors import (
 
 BORDER = 1
 """Zero pixels around the image: where the second of a ray's two taps falls at the edge."""
+CACHE_LINE = 64
 BINS_BEFORE = 2
 BINS_AFTER = 2
 """Zero bins around the detector: positions beyond it are moved there."""
@@ -74,6 +75,19 @@ _LOOP = {"nogil": True, "cache": True, "error_model": "numpy"}
 _PARALLEL = {**_LOOP, "parallel": True}
 # Small functions become part of their caller. They own no arrays: counting references would cost half the speed.
 _SMALL = {"forceinline": True, "error_model": "numpy", "_nrt": False}
+
+
+@njit(**_LOOP)
+def _new_tables(entries):
+    """Return room for offsets, the weights below and above, and 16 more: each on lines of the cache of its own.
+
+    A vector that straddles two lines is read back from the store's buffer at several times the price.
+    """
+    spare = CACHE_LINE // 4
+    offsets, weights = np.empty(entries + spare, np.int32), np.empty(2 * entries + 2 * spare, np.float32)
+    first, second = -offsets.ctypes.data % CACHE_LINE // 4, -weights.ctypes.data % CACHE_LINE // 4
+    middle, last = second + entries, second + 2 * entries
+    return offsets[first : first + entries], weights[second:middle], weights[middle:last], weights[last : last + spare]
 
 
 @njit(**_SMALL)
@@ -158,36 +172,32 @@ def _span(angle, ray, size, radius):
 
 
 @njit(**_SMALL)
-def _row_norm(angle, ray, first, end, inside, squared):
-    """Return the sum of a ray's lengths, or of their squares, over the pixels `inside`."""
-    lanes, one = counting(), np.int32(1)
-    sums = table_zeros()
-    for step in range(first, end, TABLE_LANES):
-        pixel, below, above = _ray_taps(angle, angle.origin + ray * angle.pitch + step * angle.slope)
+def _lies_inside(angle, position, inside, step):
+    """Return whether all 32 pixels next to a ray at 16 steps are `inside`, as most are: what is inside is convex."""
+    start, end = position >> POSITION_BITS, (position + (STEPS - 1) * angle.slope) >> POSITION_BITS
+    low, high = item(inside, step), item(inside, inside.shape[1] + step)
+    next_low, next_high = item(inside, step + STEPS - 1), item(inside, inside.shape[1] + step + STEPS - 1)
+    return min(start, end) >= max(low, next_low) and max(start, end) < min(high, next_high)
+
+
+@njit(**_SMALL)
+def _lengths_in_band(angle, position, pixel, below, above, inside, step, first, end, squared):
+    """Return a ray's lengths, or their squares, in the pixels `inside` from entry `first` to `end`."""
+    whole = end - first == STEPS and _lies_inside(angle, position, inside, step)
+    if not whole:
         low, high = load_integers(inside, step), load_integers(inside, inside.shape[1] + step)
         below = keep(below, pixel, low, high)
-        above = keep(above, pixel + one, low, high)
-        lengths = below * below + above * above if squared else below + above
-        sums = sums + keep(lengths, lanes, np.int32(0), np.int32(end - 1 - step))
-    return total(sums)
+        above = keep(above, pixel + np.int32(1), low, high)
+    lengths = below * below + above * above if squared else below + above
+    return lengths if whole else keep(lengths, counting(), np.int32(first), np.int32(end - 1))
 
 
-@njit(**_PARALLEL)
-def trace_rays(angles, inside, radius, squared, spans, weights):
-    """Fill `spans` (angles, columns, 2) with each ray's steps, and `weights` (angles, columns) with 1 / row norm.
-
-    `inside` (2, columns and more) holds the first and last pixel of each row that takes part, within `radius`.
-    """
-    count, size = weights.shape
-    blocks = (size + RAYS - 1) // RAYS
-    for job in prange(count * blocks):
-        index, block = _unravel(job, blocks)
-        angle = angles[index]
-        for ray in range(block * RAYS, min(size, (block + 1) * RAYS)):
-            first, end = _span(angle, ray, size, radius)
-            spans[index, ray, 0], spans[index, ray, 1] = first, end
-            norm = _row_norm(angle, ray, first, end, inside, squared)
-            weights[index, ray] = np.float32(1.0) / norm if norm > np.float32(NEGLIGIBLE) else np.float32(0.0)
+@njit(**_SMALL)
+def _trace(angle, rays, radius, spans, lengths):
+    """Fill `spans` with the steps of `rays`, and begin the sums of their lengths."""
+    for ray in range(rays[0], rays[1]):
+        spans[ray, 0], spans[ray, 1] = _span(angle, ray, len(spans), radius)
+        store(lengths, (ray - rays[0]) * TABLE_LANES, table_zeros())
 
 
 # -------------------------------------------------------------------------------------------------- forward
@@ -213,10 +223,13 @@ def _walk(volume, offsets, below, above, first, last, across, ray_sum):
 
 
 @njit(**_SMALL)
-def _walk_band(volume, angle, spans, rays, step, tables, sums):
-    """Add one band of `volume` (steps `step` and following) to the sums of `rays` at one angle."""
+def _walk_band(volume, angle, inside, squared, spans, lengths, trace, rays, step, tables, sums):
+    """Add one band of `volume` (steps `step` and following) to the sums of `rays` at one angle.
+
+    With `trace`, add what lies within the pixels `inside` to `lengths`, too: it is at hand.
+    """
     vector = width(volume)
-    offsets, below, above = tables
+    offsets, below, above, _ = tables
     along, across = vector, volume.shape[1] * vector
     if angle.by_rows:
         along, across = across, along
@@ -225,7 +238,15 @@ def _walk_band(volume, angle, spans, rays, step, tables, sums):
     for block in range(rays[0], rays[1], RAYS):
         block_end = min(rays[1], block + RAYS)
         for ray in range(block, block_end):
-            pixel, near, far = _ray_taps(angle, band_start + ray * angle.pitch)
+            first, end = max(item(spans, 2 * ray) - step, 0), min(item(spans, 2 * ray + 1) - step, STEPS)
+            if first >= end:
+                continue
+            position = band_start + ray * angle.pitch
+            pixel, near, far = _ray_taps(angle, position)
+            if trace:
+                so_far = (ray - rays[0]) * TABLE_LANES
+                more = _lengths_in_band(angle, position, pixel, near, far, inside, step, first, end, squared)
+                store(lengths, so_far, load_floats(lengths, so_far) + more)
             entry = (ray - block) * TABLE_LANES
             store(offsets, entry, pixel * np.int32(across) + steps)
             store(below, entry, near)
@@ -255,32 +276,62 @@ def _weigh(measured, weights, rays, sums):
         store(sums, place, item(weights, ray) * (load(measured, ray * vector) - load(sums, place)))
 
 
+@njit(**_SMALL)
+def _invert(lengths, rays, weights):
+    """Fill the `weights` of `rays` with 1 / the sum of their lengths, 0 where there are none."""
+    for ray in range(rays[0], rays[1]):
+        norm = total(load_floats(lengths, (ray - rays[0]) * TABLE_LANES))
+        weights[ray] = np.float32(1.0) / norm if norm > np.float32(NEGLIGIBLE) else np.float32(0.0)
+
+
 @njit(**_LOOP)
-def _residual_block(volume, sinogram, angles, spans, weights, block, rays, out):
+def _residual_block(
+    volume, sinogram, angles, inside, radius, squared, spans, weights, trace, weighted, block, rays, out
+):
     """Fill `out` for the angles of `block` and the rays of `rays`."""
-    size = RAYS * TABLE_LANES
-    tables = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    tables = _new_tables(RAYS * TABLE_LANES)
+    lengths = np.empty((block[1] - block[0], (rays[1] - rays[0]) * TABLE_LANES if trace else 0), np.float32)
     for index in range(block[0], block[1]):
         _clear(out[index], rays)
-    for step in range(0, sinogram.shape[1], STEPS):
+        if trace:
+            _trace(angles[index], rays, radius, spans[index], lengths[index - block[0]])
+    for step in range(0, weights.shape[1], STEPS):
         for index in range(block[0], block[1]):
-            _walk_band(volume, angles[index], spans[index], rays, step, tables, out[index])
+            _walk_band(
+                volume, angles[index], inside, squared, spans[index], lengths[index - block[0]], trace, rays, step,
+                tables, out[index],
+            )  # fmt: skip
     for index in range(block[0], block[1]):
-        _weigh(sinogram[index], weights[index], rays, out[index])
+        if trace:
+            _invert(lengths[index - block[0]], rays, weights[index])
+        if weighted:
+            _weigh(sinogram[index], weights[index], rays, out[index])
 
 
 @njit(**_PARALLEL)
-def fill_residual(volume, sinogram, angles, spans, weights, rays_per_job, out):
-    """Fill `out` [slab][angle][bin] with `weights` times (`sinogram` - the projections of `volume`)."""
-    slabs, count, size = sinogram.shape
+def fill_residual(
+    volume, sinogram, angles, inside, radius, squared, spans, weights, trace, weighted, rays_per_job, out
+):
+    """Fill `out` [slab][angle][bin] with `weights` times (`sinogram` - the projections of `volume`).
+
+    If not `weighted`, with the projections alone. `spans` (angles, columns, 2) are each ray's steps (first, one past
+    the last), `weights` (angles, columns) 1 / the sum of its lengths, or their squares, over the pixels `inside`: both
+    are filled here with `trace`. `inside` (2, columns and more) holds the first and the last pixel of each row that
+    takes part, within `radius`.
+    """
+    count, size = weights.shape
     angle_blocks = (count + ANGLES_PER_JOB - 1) // ANGLES_PER_JOB
     ray_blocks = (size + rays_per_job - 1) // rays_per_job
-    for job in prange(slabs * angle_blocks * ray_blocks):
-        rest, part = _unravel(job, ray_blocks)
-        slab, angle_block = _unravel(rest, angle_blocks)
+    for job in prange(angle_blocks * ray_blocks):
+        angle_block, part = _unravel(job, ray_blocks)
         block = angle_block * ANGLES_PER_JOB, min(count, (angle_block + 1) * ANGLES_PER_JOB)
         rays = part * rays_per_job, min(size, (part + 1) * rays_per_job)
-        _residual_block(volume[slab], sinogram[slab], angles, spans, weights, block, rays, out[slab])
+        for slab in range(volume.shape[0]):
+            first = trace and slab == 0
+            _residual_block(
+                volume[slab], sinogram[slab], angles, inside, radius, squared, spans, weights, first, weighted, block,
+                rays, out[slab],
+            )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------- back
@@ -323,100 +374,106 @@ def _gather_pair(residual, offsets, below, above, lane, count, left, right):
 
 
 @njit(**_SMALL)
-def _change_pixel(volume, place, weight, gathered):
-    """Add `weight` * `gathered` to a pixel; return the squared change."""
-    change = weight * gathered
+def _change_pixel(volume, place, gain, gathered):
+    """Add `gain` * `gathered` to a pixel; return the squared change."""
+    change = gain * gathered
     store(volume, place, load(volume, place) + change)
     return change * change
 
 
 @njit(**_SMALL)
-def _pass_tile(volume, residual, angles, inside, weights, weigh, relaxation, tile, tables, sums, is_first, is_last):
-    """Gather what some of the angles give to a tile; the last pass updates the volume and returns the change."""
-    vector = width(volume)
-    offsets, below, above = tables
-    top, bottom, left_edge, right_edge = tile
-    size = len(weights)
-    squares = zeros(volume)
-    for row in range(top, bottom):
-        first, end = max(left_edge, inside[0, row]), min(right_edge, inside[1, row] + 1)
-        if first >= end:
-            continue
-        row_weights = row * weights.shape[1]
-        lengths = load_floats(weights, row_weights + left_edge)
-        lengths = _tabulate_row(
-            angles, row, left_edge, size, vector, residual.shape[1] * vector, offsets, below, above, lengths, weigh
-        )
-        if weigh:
-            if is_last:
-                lengths = inverse(lengths, np.float32(NEGLIGIBLE))
-                lengths = keep(lengths, counting() + np.int32(left_edge), np.int32(first), np.int32(end - 1))
-            store(weights, row_weights + left_edge, lengths)
-        for column in range(left_edge + ((first - left_edge) & -2), end, 2):
-            lane = column - left_edge
-            spot = ((row - top) * TILE_COLUMNS + lane) * vector
-            left, right = zeros(volume), zeros(volume)
-            if not is_first:
-                left, right = load(sums, spot), load(sums, spot + vector)
-            left, right = _gather_pair(residual, offsets, below, above, lane, len(angles), left, right)
-            if is_last:
-                place = ((row + BORDER) * volume.shape[1] + column + BORDER) * vector
-                squares = squares + _change_pixel(volume, place, relaxation * item(weights, row_weights + column), left)
-                if column + 1 < right_edge:
-                    weight = relaxation * item(weights, row_weights + column + 1)
-                    squares = squares + _change_pixel(volume, place + vector, weight, right)
-            else:
-                store(sums, spot, left)
-                store(sums, spot + vector, right)
-    return squares
+def _pass_row(volume, residual, angles, inside, weights, weigh, relaxation, pixels, tables, sums, is_first, is_last):
+    """Gather what some of the angles give to 16 pixels of a row; the last pass updates them and returns the change."""
+    vector, size = width(volume), len(weights)
+    offsets, below, above, gains = tables
+    row, left_edge, right_edge, spot = pixels
+    left_squares, right_squares = zeros(volume), zeros(volume)
+    first, end = max(left_edge, inside[0, row]), min(right_edge, inside[1, row] + 1)
+    if first >= end:
+        return left_squares
+    place = row * weights.shape[1] + left_edge
+    lengths = table_zeros() if weigh and is_first else load_floats(weights, place)
+    lengths = _tabulate_row(
+        angles, row, left_edge, size, vector, residual.shape[1] * vector, offsets, below, above, lengths, weigh
+    )
+    if weigh:
+        if is_last:
+            lengths = inverse(lengths, np.float32(NEGLIGIBLE))
+            lengths = keep(lengths, counting() + np.int32(left_edge), np.int32(first), np.int32(end - 1))
+        store(weights, place, lengths)
+    store(gains, 0, relaxation * lengths)
+    place = ((row + BORDER) * volume.shape[1] + left_edge + BORDER) * vector
+    for lane in range((first - left_edge) & -2, end - left_edge, 2):
+        left, right = zeros(volume), zeros(volume)
+        if not is_first:
+            left, right = load(sums, spot + lane * vector), load(sums, spot + (lane + 1) * vector)
+        left, right = _gather_pair(residual, offsets, below, above, lane, len(angles), left, right)
+        if is_last:
+            pixel = place + lane * vector
+            left_squares = left_squares + _change_pixel(volume, pixel, item(gains, lane), left)
+            if left_edge + lane + 1 < right_edge:
+                right_squares = right_squares + _change_pixel(volume, pixel + vector, item(gains, lane + 1), right)
+        else:
+            store(sums, spot + lane * vector, left)
+            store(sums, spot + (lane + 1) * vector, right)
+    return left_squares + right_squares
 
 
 @njit(**_LOOP)
 def _add_tile(volume, residual, angles, inside, weights, weigh, relaxation, tile, change):
-    """Update one tile of `volume`; put the sum of its squared changes into `change`."""
-    size = ANGLES_PER_PASS * TABLE_LANES
-    tables = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    """Update one tile of `volume`, in one pass; put the sum of its squared changes into `change`."""
+    tables = _new_tables(ANGLES_PER_PASS * TABLE_LANES)
+    top, bottom, left_edge, right_edge = tile
+    squares = zeros(volume)
+    for row in range(top, bottom):
+        for column in range(left_edge, right_edge, TABLE_LANES):
+            pixels = row, column, min(right_edge, column + TABLE_LANES), 0
+            squares = squares + _pass_row(
+                volume, residual, angles, inside, weights, weigh, relaxation, pixels, tables, volume, True, True
+            )
+    store(change, 0, squares)
+
+
+@njit(**_LOOP)
+def _add_tile_in_passes(volume, residual, angles, inside, weights, weigh, relaxation, tile, change):
+    """Update one tile of `volume`, some angles at a time, whose bins stay in the cache."""
+    tables = _new_tables(ANGLES_PER_PASS * TABLE_LANES)
+    top, bottom, left_edge, right_edge = tile
+    count, squares = len(angles), zeros(volume)
     sums = np.empty(TILE_ROWS * TILE_COLUMNS, volume.dtype)
-    count = len(angles)
     for start in range(0, count, ANGLES_PER_PASS):
         end = min(count, start + ANGLES_PER_PASS)
-        squares = _pass_tile(
-            volume,
-            residual[start:end],
-            angles[start:end],
-            inside,
-            weights,
-            weigh,
-            relaxation,
-            tile,
-            tables,
-            sums,
-            start == 0,
-            end == count,
-        )
-        store(change, 0, squares)
+        part, some = residual[start:end], angles[start:end]
+        for row in range(top, bottom):
+            pixels = row, left_edge, right_edge, (row - top) * TILE_COLUMNS * width(volume)
+            squares = squares + _pass_row(
+                volume, part, some, inside, weights, weigh, relaxation, pixels, tables, sums, start == 0, end == count
+            )
+    store(change, 0, squares)
 
 
 @njit(**_PARALLEL)
-def add_back(volume, residual, angles, inside, weights, weigh, relaxation, changes):
+def add_back(volume, residual, angles, inside, weights, weigh, relaxation, tile_rows, tile_columns, changes):
     """Add `relaxation` * `weights` * the back projection of `residual` to `volume`, tile by tile.
 
     `weights` (rows, columns and more) are 1 / the sum of the lengths of all rays in a pixel, 0 for pixels that are not
-    `inside`. With `weigh` they are zeros and filled here, since the lengths are at hand. `changes` [slab][tile] takes
-    the sum of the squared changes, one vector per tile.
+    `inside`. With `weigh` they are filled here, since the lengths are at hand. `changes` [slab][tile] takes the sum of
+    the squared changes, one vector per tile.
     """
     size = weights.shape[0]
-    across = (size + TILE_COLUMNS - 1) // TILE_COLUMNS
+    across = (size + tile_columns - 1) // tile_columns
     tiles = changes.shape[1]
     for tile in prange(tiles):
         row, column = _unravel(tile, across)
-        row, column = row * TILE_ROWS, column * TILE_COLUMNS
-        edges = row, min(size, row + TILE_ROWS), column, min(size, column + TILE_COLUMNS)
+        row, column = row * tile_rows, column * tile_columns
+        edges = row, min(size, row + tile_rows), column, min(size, column + tile_columns)
         for slab in range(changes.shape[0]):
             first = weigh and slab == 0
-            _add_tile(
-                volume[slab], residual[slab], angles, inside, weights, first, relaxation, edges, changes[slab, tile:]
-            )
+            part, bins, change = volume[slab], residual[slab], changes[slab, tile:]
+            if len(angles) <= ANGLES_PER_PASS:
+                _add_tile(part, bins, angles, inside, weights, first, relaxation, edges, change)
+            else:
+                _add_tile_in_passes(part, bins, angles, inside, weights, first, relaxation, edges, change)
 
 
 # --------------------------------------------------------------------------------------------------- misfit

@@ -23,18 +23,25 @@ _CACHE_LINE = 64
 _FEWEST_RAYS = 32
 """Rays of one forward job, at least: fewer than that spend their time on the tables."""
 
+_FEW_ANGLES = 8
+_STRIP = 8
+"""Windows of few angles are bound by the memory, which likes whole rows best, this many to a job; those of many by the
+cache, in which their bins stay while a tile is filled."""
+
 
 @dataclass(slots=True, eq=False)
 class CompiledGeometry:
-    """What depends on the angles: see `_kernels.trace_rays` and `_kernels.add_back`.
+    """What depends on the angles: see `_kernels.fill_residual` and `_kernels.add_back`.
 
-    The column weights are zeros until the first update has `weighed` the columns.
+    Spans and row weights mean nothing until a projection has `traced` the rays, nor do the column weights until an
+    update has `weighed` the columns: both come at little cost where the lengths are worked out anyway.
     """
 
     angles: npt.NDArray[np.void]
     spans: npt.NDArray[np.int32]
     row_weights: Floats
     column_weights: Floats
+    traced: bool = False
     weighed: bool = False
 
 
@@ -101,7 +108,11 @@ class NumbaProjector:
 
     def stack(self, measurements: Sequence[Floats]) -> Floats:
         """Return measured projections as a sinogram."""
-        return np.stack(measurements, axis=1)
+        slabs, *rest = measurements[0].shape
+        sinogram = np.empty((slabs, len(measurements), *rest), np.float32)
+        for index, measurement in enumerate(measurements):  # np.stack takes longer for small windows
+            sinogram[:, index] = measurement
+        return sinogram
 
     def export_sinogram(self, sinogram: Floats) -> Floats:
         """Return a sinogram as (angles, slices, columns)."""
@@ -110,39 +121,47 @@ class NumbaProjector:
         return np.array(plain[:, : self.slices])
 
     def geometry(self, angles: npt.NDArray[np.float64], center: float) -> CompiledGeometry:
-        """Return the footprints of the angles, the rays' spans, and the inverse row norms and column sums."""
+        """Return the footprints of the angles, and room for what the first projections find out of the rays."""
         _compile(self._lanes)  # nothing else runs before there is a geometry
-        return self._trace(angles, center)
+        return self._geometry(angles, center)
 
-    def _trace(self, angles: npt.NDArray[np.float64], center: float) -> CompiledGeometry:
+    def _geometry(self, angles: npt.NDArray[np.float64], center: float) -> CompiledGeometry:
         records = _compile_angles(footprints(angles, center, self.columns, self._model))
-        geometry = CompiledGeometry(
+        return CompiledGeometry(
             angles=records,
             spans=np.empty((len(records), self.columns, 2), np.int32),
             row_weights=np.empty((len(records), self.columns), np.float32),
-            column_weights=np.zeros((self.columns, self._table_columns), np.float32),
+            column_weights=np.empty((self.columns, self._table_columns), np.float32),
         )
-        squared = self._norm == "squared"
-        _kernels.trace_rays(records, self._inside, self._radius, squared, geometry.spans, geometry.row_weights)
-        return geometry
 
     def residual(self, volume: Floats, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
         """Return (b - A x) / row norm as (slabs, angles, bins, lanes), with empty bins on both sides."""
+        return self._project(volume, sinogram, geometry, weighted=True)
+
+    def _project(self, volume: Floats, sinogram: Floats, geometry: CompiledGeometry, *, weighted: bool) -> Floats:
         out = _zeros((self._slabs, len(geometry.angles), self._bins, self._lanes))
         _kernels.fill_residual(
             self._vectors(volume),
             self._vectors(sinogram),
             geometry.angles,
+            self._inside,
+            self._radius,
+            self._norm == "squared",
             geometry.spans,
             geometry.row_weights,
+            not geometry.traced,
+            weighted,
             max(_FEWEST_RAYS, math.ceil(self.columns / numba.get_num_threads())),
             self._vectors(out),
         )
+        geometry.traced = True
         return out
 
     def add_back(self, volume: Floats, residual: Floats, geometry: CompiledGeometry, relaxation: float = 1.0) -> float:
         """Add the weighted back projection of `residual` to `volume`; return the sum of the squared changes."""
-        changes = self._new_changes()
+        rows, columns = self._tile(len(geometry.angles))
+        tiles = math.ceil(self.columns / rows) * math.ceil(self.columns / columns)
+        changes = np.empty((self._slabs, tiles, self._lanes), np.float32)
         _kernels.add_back(
             self._vectors(volume),
             self._vectors(residual),
@@ -151,6 +170,8 @@ class NumbaProjector:
             geometry.column_weights,
             not geometry.weighed,
             np.float32(relaxation),
+            rows,
+            columns,
             self._vectors(changes),
         )
         geometry.weighed = True
@@ -166,10 +187,9 @@ class NumbaProjector:
         return math.sqrt(difference / measured) if measured > 0.0 else 0.0
 
     def forward(self, volume: Floats, geometry: CompiledGeometry) -> Floats:
-        """Return A x: the residual of nothing measured, unweighted, with the other sign."""
-        unweighted = replace(geometry, row_weights=np.full_like(geometry.row_weights, -1.0))
-        nothing = np.zeros((self._slabs, len(geometry.angles), self.columns, self._lanes), np.float32)
-        return self._detector(self.residual(volume, nothing, unweighted)).copy()
+        """Return A x."""
+        unread = np.empty((self._slabs, len(geometry.angles), self.columns, self._lanes), np.float32)
+        return self._detector(self._project(volume, unread, geometry, weighted=False)).copy()
 
     def back(self, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
         """Return A' b: what an unweighted update adds to nothing."""
@@ -190,14 +210,14 @@ class NumbaProjector:
         """Call every kernel that an algorithm calls."""
         volume = self.new_volume()
         sinogram = self.stack([self.measure(np.zeros((self.slices, self.columns), np.float32))])
-        geometry = self._trace(np.zeros(1), self.columns / 2)
+        geometry = self._geometry(np.zeros(1), self.columns / 2)
         residual = self.residual(volume, sinogram, geometry)
         self.add_back(volume, residual, geometry)
         self.misfit(residual, sinogram, geometry)
 
-    def _new_changes(self) -> Floats:
-        tiles = math.ceil(self.columns / _kernels.TILE_ROWS) * math.ceil(self.columns / _kernels.TILE_COLUMNS)
-        return np.empty((self._slabs, tiles, self._lanes), np.float32)
+    def _tile(self, angles: int) -> tuple[int, int]:
+        """Return the rows and columns of the tiles in which so many angles are added back."""
+        return (_STRIP, self._table_columns) if angles <= _FEW_ANGLES else (_kernels.TILE_ROWS, _kernels.TILE_COLUMNS)
 
     def _image(self, volume: Floats) -> Floats:
         inner = slice(_kernels.BORDER, _kernels.BORDER + self.columns)
