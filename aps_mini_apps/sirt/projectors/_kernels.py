@@ -32,6 +32,7 @@ from aps_mini_apps.sirt.projectors._vectors import (
     load_integers,
     maximum,
     minimum,
+    prefetch,
     store,
     table_zeros,
     to_float,
@@ -204,12 +205,19 @@ def _trace(angle, rays, radius, spans, lengths):
 
 
 @njit(**_SMALL)
-def _walk(volume, offsets, below, above, first, last, across, ray_sum):
-    """Add `volume` along one ray from entry `first` to `last` of the tables to `ray_sum`."""
+def _walk(volume, offsets, below, above, first, last, across, ahead, ray_sum):
+    """Add `volume` along one ray from entry `first` to `last` of the tables to `ray_sum`.
+
+    What lies `ahead` (floats; or None) is asked for: rays across the rows are too short on each for the processor to
+    foresee the next.
+    """
     sum_0, sum_1, sum_2, sum_3 = ray_sum, zeros(volume), zeros(volume), zeros(volume)
     entry = first
     while entry + 1 < last:
         offset, next_offset = item(offsets, entry), item(offsets, entry + 1)
+        if ahead is not None:
+            prefetch(volume, offset + ahead)
+            prefetch(volume, next_offset + ahead)
         sum_0 = sum_0 + item(below, entry) * load(volume, offset)
         sum_1 = sum_1 + item(above, entry) * load(volume, offset + across)
         sum_2 = sum_2 + item(below, entry + 1) * load(volume, next_offset)
@@ -233,6 +241,7 @@ def _walk_band(volume, angle, inside, squared, spans, lengths, trace, rays, step
     along, across = vector, volume.shape[1] * vector
     if angle.by_rows:
         along, across = across, along
+    ahead = ((RAYS * angle.pitch) >> POSITION_BITS) * across
     steps = counting() * np.int32(along) + np.int32((step + BORDER) * along + BORDER * across)
     band_start = angle.origin + step * angle.slope
     for block in range(rays[0], rays[1], RAYS):
@@ -244,9 +253,9 @@ def _walk_band(volume, angle, inside, squared, spans, lengths, trace, rays, step
             position = band_start + ray * angle.pitch
             pixel, near, far = _ray_taps(angle, position)
             if trace:
-                so_far = (ray - rays[0]) * TABLE_LANES
+                spot = (ray - rays[0]) * TABLE_LANES
                 more = _lengths_in_band(angle, position, pixel, near, far, inside, step, first, end, squared)
-                store(lengths, so_far, load_floats(lengths, so_far) + more)
+                store(lengths, spot, load_floats(lengths, spot) + more)
             entry = (ray - block) * TABLE_LANES
             store(offsets, entry, pixel * np.int32(across) + steps)
             store(below, entry, near)
@@ -256,8 +265,12 @@ def _walk_band(volume, angle, inside, squared, spans, lengths, trace, rays, step
             if first < end:
                 entry = (ray - block) * TABLE_LANES
                 place = (ray + BINS_BEFORE) * vector
-                gathered = _walk(volume, offsets, below, above, entry + first, entry + end, across, load(sums, place))
-                store(sums, place, gathered)
+                first, end, so_far = entry + first, entry + end, load(sums, place)
+                if angle.by_rows:
+                    so_far = _walk(volume, offsets, below, above, first, end, across, None, so_far)
+                else:
+                    so_far = _walk(volume, offsets, below, above, first, end, across, ahead, so_far)
+                store(sums, place, so_far)
 
 
 @njit(**_SMALL)

@@ -265,6 +265,21 @@ def load(typing, array, offset):
 
 
 @intrinsic
+def prefetch(typing, array, offset):
+    """Ask for the line of the cache that is `offset` floats into `array`, which may lie beyond its ends."""
+
+    def operation(context, builder, sig, args):
+        address = _address(context, builder, sig, args, ir.FloatType())
+        pointer = builder.bitcast(address, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, *[_INDEX] * 3])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(function, [pointer, _INDEX(0), _INDEX(3), _INDEX(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), operation
+
+
+@intrinsic
 def load_floats(typing, table, offset):
     """Return 16 numbers, `offset` numbers into a table of float32."""
     return _FLOATS(table, types.intp), _load(_FLOATS)
