@@ -267,6 +267,7 @@ def test_warm_up_compiles_all_that_is_called():
     projector = make_projector("numba", 3, 20)
     projector.warm_up()
     kernels = (
+        _kernels.fill_angles,
         _kernels.fill_residual,
         _kernels.add_back,
         _kernels.sum_squares,

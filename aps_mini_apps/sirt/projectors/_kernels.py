@@ -139,6 +139,27 @@ def _pixel_taps(angle, row, column):
 
 
 @njit(**_SMALL)
+def _position(columns):
+    """Return a position in units of 2**-40 column."""
+    return np.int64(np.rint(columns * np.float64(1 << POSITION_BITS)))
+
+
+@njit(**_LOOP)
+def fill_angles(footprints, angles):
+    """Fill records of `ANGLE` with what `footprints` say. (NumPy takes longer for a small window than this for all.)"""
+    unit = 1.0 / (1 << FRACTION_BITS)
+    for index in range(len(angles)):
+        footprint, angle = footprints[index], angles[index]
+        angle.cos, angle.sin = _position(footprint.cos), _position(footprint.sin)
+        angle.first, angle.origin = _position(footprint.first), _position(footprint.origin)
+        angle.pitch, angle.slope = _position(footprint.pitch), _position(footprint.slope)
+        angle.by_rows, angle.peak, angle.top = footprint.by_rows, footprint.peak, footprint.top
+        fall = footprint.fall * footprint.spacing
+        angle.pixel_top, angle.pixel_fall = footprint.top - fall, fall * unit
+        angle.bin_top, angle.bin_fall = footprint.top - footprint.fall, footprint.fall * unit
+
+
+@njit(**_SMALL)
 def _across_image(start, slope, size):
     """Return the first and last step (fractions) between the borders left and right of the image."""
     low, high = -1.0 + EDGE, size - EDGE

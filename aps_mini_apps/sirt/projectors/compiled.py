@@ -241,14 +241,7 @@ def _compile(lanes: int) -> None:
 def _compile_angles(footprint: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     """Return footprints as records of `_kernels.ANGLE`."""
     angles = np.empty(len(footprint), _kernels.ANGLE)
-    for name in ("cos", "sin", "first", "origin", "pitch", "slope"):
-        angles[name] = np.rint(np.ldexp(footprint[name], _kernels.POSITION_BITS))
-    for name in ("by_rows", "peak", "top"):
-        angles[name] = footprint[name]
-    for name, spacing in (("pixel", footprint["spacing"]), ("bin", 1.0)):
-        fall = footprint["fall"] * spacing
-        angles[f"{name}_top"] = footprint["top"] - fall
-        angles[f"{name}_fall"] = np.ldexp(fall, -_kernels.FRACTION_BITS)
+    _kernels.fill_angles(footprint, angles)
     return angles
 
 
