@@ -146,7 +146,7 @@ def _position(columns):
 
 @njit(**_LOOP)
 def fill_angles(footprints, angles):
-    """Fill records of `ANGLE` with what `footprints` say. (NumPy takes longer for a small window than this for all.)"""
+    """Fill records of `ANGLE` with what `footprints` say: NumPy would take longer over a small window."""
     unit = 1.0 / (1 << FRACTION_BITS)
     for index in range(len(angles)):
         footprint, angle = footprints[index], angles[index]
