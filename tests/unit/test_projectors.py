@@ -99,7 +99,7 @@ def test_a_ray_between_two_pixels_gives_half_to_each(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("slices", [1, 3, 17, 40])
+@pytest.mark.parametrize("slices", [1, 2, 3, 17, 40, 2048])
 def test_layouts_keep_every_number(backend, slices):
     projector = make_projector(backend, slices, 9)
     rng = np.random.default_rng(1)
@@ -150,7 +150,7 @@ def test_pixels_outside_the_circle_are_no_part_of_the_matrix(backend, model):
 
 
 GEOMETRY = {
-    "slices": st.sampled_from([1, 3, 17, 40]),
+    "slices": st.sampled_from([1, 2, 3, 17, 40]),
     "columns": st.integers(2, 45),
     "angles": st.lists(st.floats(-7, 7) | st.integers(-8, 8).map(lambda k: k * np.pi / 4), min_size=1, max_size=40).map(
         np.array

@@ -1,9 +1,11 @@
-"""The update against its definition, and its image against TomoPy's and the phantom itself."""
+"""The update against its definition, and its image against TomoPy's, the mini-app's, ASTRA's and the phantom itself."""
 
+import astra
 import numpy as np
 import pytest
 
 from aps_mini_apps.sirt.projectors import make_projector
+from aps_mini_apps.sirt.projectors._footprint import in_circle
 from tests.folding import sirt
 from tests.yardstick import phantom, quality, sinogram
 
@@ -78,8 +80,45 @@ def test_image_is_the_phantom(reconstruct):
 
 
 def test_image_is_tomopys(reconstruct, shared_data):
+    """To 0.1 % of the range wherever all rays cross; at the outermost pixels, TomoPy rounds where rays only graze."""
     golden = np.load(shared_data / "golden" / "sirt30_512x360.npz")["tomopy"]
-    np.testing.assert_allclose(reconstruct["squared"], golden, atol=0.01 * np.ptp(golden))
+    difference = np.abs(reconstruct["squared"] - golden) / np.ptp(golden)
+    assert difference[in_circle(512, 1.0)].max() <= 1e-3
+    assert difference[1:-1, 1:-1].max() <= 1e-3
+    assert difference.max() <= 0.01
+
+
+def test_image_is_the_mini_apps(reconstruct, shared_data):
+    golden = np.load(shared_data / "golden" / "sirt30_512x360.npz")["mini_app"]
+    np.testing.assert_allclose(reconstruct["squared"], golden, atol=0.02 * np.ptp(golden))
+
+
+def astra_sirt(kind, measured, angles, iterations):
+    """Return the image of ASTRA's own SIRT."""
+    columns = measured.shape[1]
+    beam = astra.create_proj_geom("parallel", 1.0, columns, angles)
+    grid = astra.create_vol_geom(columns, columns)
+    held = {
+        "ProjectorId": astra.create_projector(kind, beam, grid),
+        "ProjectionDataId": astra.data2d.create("-sino", beam, measured),
+        "ReconstructionDataId": astra.data2d.create("-vol", grid, 0.0),
+    }
+    astra.algorithm.run(astra.algorithm.create(astra.astra_dict("SIRT") | held), iterations)
+    image = astra.data2d.get(held["ReconstructionDataId"])
+    astra.clear()
+    return image
+
+
+@pytest.mark.parametrize(("model", "kind"), [("exact", "line"), ("joseph", "linear")])
+def test_plain_norm_gives_astras_image(model, kind):
+    angles = np.arange(180) * np.pi / 180
+    measured = sinogram(256, angles)
+    projector = make_projector("numba", 1, 256, norm="plain", model=model)
+    volume = projector.new_volume()
+    stacked = projector.stack([projector.measure(line[None]) for line in measured])
+    sirt(projector, volume, stacked, projector.geometry(angles, 128.0), iterations=30)
+    image = projector.export_volume(volume)[0]
+    np.testing.assert_allclose(image, astra_sirt(kind, measured, angles, 30), atol=2e-3 * np.ptp(image))
 
 
 def test_plain_norm_gives_astras_quality(reconstruct):
