@@ -239,14 +239,23 @@ def hasty_sites(folder: Path) -> Iterator[list[Site]]:
         yield sites
 
 
+def time_to_open(sites: list[Site], target: str) -> float:
+    """Return the seconds that a client takes to open a tunnel, here and now."""
+    begin = time.monotonic()
+    with running([*connect_words(sites, target), "--detach"]) as client:
+        assert client.wait(PATIENCE) == 0
+    return time.monotonic() - begin
+
+
 def test_a_client_killed_at_any_moment_of_its_life(tmp_path: Path, known) -> None:
     """Also before it has renewed for the first time: then the idle time ends what it has begun."""
     chance = random.Random(0)
     with hasty_sites(tmp_path) as sites, service(GREETING) as target:
         known(sites)
+        whole = time_to_open(sites, target)
         for _ in range(OPENINGS):
             with running(connect_words(sites, target)) as client, contextlib.suppress(subprocess.TimeoutExpired):
-                client.wait(chance.uniform(0.1, 0.6))
+                client.wait(chance.uniform(0.4, 2.0) * whole)
         assert_nothing_left(sites)
 
 
@@ -256,11 +265,11 @@ def test_a_server_killed_at_any_moment_of_an_opening(tmp_path: Path, known, side
     chance = random.Random(side)
     with hasty_sites(tmp_path) as sites, service(GREETING) as target:
         known(sites)
-        codes = []
+        whole, codes = time_to_open(sites, target), []
         for _ in range(OPENINGS):
             with running([*connect_words(sites, target), "--detach"]) as client:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    client.wait(chance.uniform(0.1, 0.4))
+                    client.wait(chance.uniform(0.4, 1.2) * whole)
                 sites[side].kill()
                 out, errors = client.communicate(timeout=PATIENCE)
                 come_back([sites[side]])
