@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from delivery.archive.parcels import unpack, verify
 from delivery.progress import progress_bar
-from delivery.sync.parcels import unpack, verify
 from delivery.tickets.models import OVER, State, Status, Volume
 from delivery.tickets.settings import DownloadSettings
 from ministream.base.errors import UserError

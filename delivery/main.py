@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from delivery.sync.commands import app as token_app
+from delivery.people.commands import app as token_app
 from delivery.sync.settings import BrokerSettings, ServerSettings
 from delivery.tickets.settings import DownloadSettings, TicketSettings
 from ministream.base.cli import add_program, new_app

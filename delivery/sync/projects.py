@@ -5,10 +5,10 @@ import shutil
 from itertools import count
 from pathlib import Path
 
+from delivery.files.aside import written_aside
 from delivery.files.roots import Root
 from delivery.files.version import FileVersion, SourceChanged, digest
-from delivery.sync.aside import written_aside
-from delivery.sync.settings import NAME
+from delivery.settings import NAME
 from ministream.base.errors import UserError
 
 OFFERED, ARCHIVE = "bar", "archive"

@@ -20,12 +20,13 @@ from delivery.archive.stream import Archive
 from delivery.database import open_database
 from delivery.files.catalogue import Catalogue
 from delivery.files.version import SourceChanged
+from delivery.people.tokens import TokenFile
+from delivery.settings import listed
 from delivery.sync.batches import Batches, Offer, UnknownBatch, WrongDigests
 from delivery.sync.ledger import Ledger, Mirror
 from delivery.sync.projects import Projects, UnknownProject
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH, Acknowledgement
-from delivery.sync.settings import ServerSettings, listed
-from delivery.sync.tokens import TokenFile
+from delivery.sync.settings import ServerSettings
 from delivery.web.app import bearer, create_app, serve
 from delivery.web.ranges import RangeResponse
 from ministream.base.errors import UserError

@@ -13,11 +13,11 @@ import httpx
 import pytest
 
 from delivery.archive.layout import MANIFEST
+from delivery.archive.parcels import Damaged, verify
 from delivery.sync.broker import Broker
 from delivery.sync.fetching import Busy, Server
 from delivery.sync.hooks import find_hook
 from delivery.sync.inbox import Inbox
-from delivery.sync.parcels import Damaged, verify
 from ministream.base.errors import UserError
 from tests.delivery.sync_programs import Line, address, files, packed, program, put, server_command
 

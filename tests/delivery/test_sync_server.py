@@ -13,8 +13,8 @@ import pytest
 from blake3 import blake3
 
 from delivery.archive.layout import MANIFEST
+from delivery.people.tokens import TokenFile
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH
-from delivery.sync.tokens import TokenFile
 from tests.delivery.sync_programs import Program, address, files, program, put, server_command, until
 
 
@@ -128,7 +128,7 @@ def test_names_that_clash_or_are_no_text_are_not_sent_and_stay(site):
     assert len(list(bar.iterdir())) == 3
 
 
-@pytest.mark.parametrize("token", ["nobody", "wrong wrong", "sync_" + "A" * 43])
+@pytest.mark.parametrize("token", ["nobody", "wrong wrong", "delivery_" + "A" * 43])
 def test_who_has_no_token_of_this_server_gets_nothing(site, token):
     put(site.media / "private" / "bar", a=b"a")
     assert site.get("private/h5", who=token).status_code == 401

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from delivery.archive.layout import MANIFEST
-from delivery.sync.tokens import TokenFile
+from delivery.people.tokens import TokenFile
 from tests.delivery.sync_programs import Program, until
 
 PASSWORD = "correct horse battery"
