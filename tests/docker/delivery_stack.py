@@ -1,0 +1,103 @@
+"""docker-compose-delivery.yaml, started for real, with a receiver's output volume of the tests' own."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.delivery.sync_programs import until
+from tests.docker.conftest import COMPOSES, command, docker
+
+IMAGE = "mini-stream/delivery"
+PROJECT = "mini-stream-test-delivery"
+OUTPUT = f"{PROJECT}-output"
+
+
+class Delivery:
+    """The services of some profiles, on host ports of their own.
+
+    Parameters
+    ----------
+    profiles
+        Those that are started.
+    ports
+        Ports that are published, by the variable that sets them.
+    settings
+        More of what stands in configs/delivery.env.
+    compose
+        Which docker-compose, as `COMPOSES` calls it.
+    """
+
+    def __init__(
+        self, *profiles: str, ports: Mapping[str, int], settings: Mapping[str, str] | None = None, compose: str = "v1"
+    ) -> None:
+        self.ports, self._compose = ports, COMPOSES[compose]
+        self._variables = {
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "COMPOSE_PROFILES": ",".join(profiles),
+            "RECEIVER_OUTPUT": OUTPUT,
+            **{name: str(port) for name, port in ports.items()},
+            **(settings or {}),
+        }
+
+    def __call__(self, *arguments: str, **options: Any) -> str:
+        """Run docker-compose."""
+        variables = [f"{name}={value}" for name, value in self._variables.items()]
+        done = command("env", *variables, self._compose, "--env-file", "configs/delivery.env", *arguments, **options)
+        return done.stdout + done.stderr
+
+    def up(self) -> None:
+        """Make the receiver's volume, start, and wait until what has a health check is healthy."""
+        docker("volume", "create", OUTPUT)
+        self("up", "--no-build", "-d")
+        checked = [name for name in self.containers() if "Health" in self.inspect(name)["State"]]
+        until(lambda: all(self.inspect(name)["State"]["Health"]["Status"] == "healthy" for name in checked), "healthy")
+
+    def down(self) -> None:
+        self("down", "--volumes", "--timeout", "5")
+        docker("volume", "rm", OUTPUT)
+
+    def containers(self) -> dict[str, str]:
+        """Return the containers' ids, by service."""
+        label = '{{.Label "com.docker.compose.service"}} {{.ID}}'
+        said = docker("ps", "--all", "--filter", f"label=com.docker.compose.project={PROJECT}", "--format", label)
+        return dict(line.split() for line in said.splitlines())
+
+    def inspect(self, service: str) -> dict[str, Any]:
+        """Return what the engine knows of a service's container."""
+        (found,) = json.loads(docker("inspect", self.containers()[service]))
+        return dict(found)
+
+    def shell(self, service: str, script: str, **options: Any) -> str:
+        """Run a script in a service's container."""
+        return docker("exec", self.containers()[service], "sh", "-c", script, **options)
+
+    def log(self, service: str) -> str:
+        return self("logs", "--no-color", service)
+
+    def operator(self) -> httpx.Client:
+        """Return a client of the ticket service that holds the operator's token, as it is told in docs/delivery.md."""
+        headers = {
+            "Authorization": f"Bearer {self.shell('tickets', 'cat /keys/operator')}",
+            "Accept": "application/json",
+        }
+        return httpx.Client(base_url=f"http://localhost:{self.ports['TICKETS_PORT']}", headers=headers, timeout=30)
+
+
+def receive(folder: Path, size: int, name: str = "000000-recon.h5") -> str:
+    """Have the receiver write a file of `size` random bytes to its output volume; returns its SHA-256."""
+    (folder / name).write_bytes(os.urandom(size))
+    folder.chmod(0o755)
+    volumes = ("--volume", f"{OUTPUT}:/receiver", "--volume", f"{folder}:/made:ro")
+    script = f"cd /receiver && cp /made/{name} .{name} && mv .{name} {name} && sha256sum {name}"
+    return docker("run", "--rm", "--network", "none", *volumes, IMAGE, "sh", "-c", script).split()[0]
+
+
+def left() -> list[str]:
+    """Return what there is of the tests' containers, networks and volumes."""
+    label = f"label=com.docker.compose.project={PROJECT}"
+    kinds = ("container", "--all"), ("network",), ("volume",)
+    return [line for kind in kinds for line in docker(kind[0], "ls", *kind[1:], "--filter", label, "-q").split()]
