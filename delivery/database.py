@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, insert, select
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -41,8 +41,11 @@ def open_database(url: str) -> Engine:
     """
     engine = _engine(url)
     try:
-        metadata.create_all(engine)
-        _check_schema(engine)
+        with writing(engine) as connection:
+            if connection.dialect.name == "postgresql":  # services that start together make their tables one by one
+                connection.execute(select(func.pg_advisory_xact_lock(SCHEMA)))
+            metadata.create_all(connection)
+            _check_schema(connection)
     except DBAPIError as error:
         raise UserError(f"database {engine.url!r}: {error.orig}; is it there, and may we write to it?") from error
     return engine
@@ -91,12 +94,11 @@ def _sqlite(engine: Engine) -> Engine:
     return engine
 
 
-def _check_schema(engine: Engine) -> None:
-    with writing(engine) as connection:
-        found = connection.scalar(select(_schema.c.version))
-        if found is None:
-            connection.execute(insert(_schema).values(version=SCHEMA))
-        elif found != SCHEMA:
-            raise UserError(
-                f"database {engine.url!r} has tables of version {found}, this program {SCHEMA}: use a new one"
-            )
+def _check_schema(connection: Connection) -> None:
+    found = connection.scalar(select(_schema.c.version))
+    if found is None:
+        connection.execute(insert(_schema).values(version=SCHEMA))
+    elif found != SCHEMA:
+        raise UserError(
+            f"database {connection.engine.url!r} has tables of version {found}, this program {SCHEMA}: use a new one"
+        )

@@ -2,12 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from tests.conftest import ROOT
 from tests.delivery.sync_programs import until
 from tests.docker.conftest import COMPOSES, command, docker
 
@@ -29,16 +33,23 @@ class Delivery:
         More of what stands in configs/delivery.env.
     compose
         Which docker-compose, as `COMPOSES` calls it.
+
+    Attributes
+    ----------
+    tickets
+        Address of the ticket service, as it is told outside.
     """
 
     def __init__(
         self, *profiles: str, ports: Mapping[str, int], settings: Mapping[str, str] | None = None, compose: str = "v1"
     ) -> None:
-        self.ports, self._compose = ports, COMPOSES[compose]
+        self._compose = COMPOSES[compose]
+        self.tickets = f"http://localhost:{ports['TICKETS_PORT']}"
         self._variables = {
             "COMPOSE_PROJECT_NAME": PROJECT,
             "COMPOSE_PROFILES": ",".join(profiles),
             "RECEIVER_OUTPUT": OUTPUT,
+            "TICKETS_URL": self.tickets,
             **{name: str(port) for name, port in ports.items()},
             **(settings or {}),
         }
@@ -84,7 +95,28 @@ class Delivery:
             "Authorization": f"Bearer {self.shell('tickets', 'cat /keys/operator')}",
             "Accept": "application/json",
         }
-        return httpx.Client(base_url=f"http://localhost:{self.ports['TICKETS_PORT']}", headers=headers, timeout=30)
+        return httpx.Client(base_url=self.tickets, headers=headers, timeout=30)
+
+
+@contextmanager
+def started(*profiles: str, **options: Any) -> Iterator[Delivery]:
+    """Start services, as `Delivery` is told; in the end nothing of them is left."""
+    stack = Delivery(*profiles, **options)
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+def make_servers(folder: Path) -> dict[str, str]:
+    """Build the stand-ins of production's servers; returns their names by the variables that put them in place."""
+    shutil.copytree(ROOT / "tests" / "docker" / "servers", folder, dirs_exist_ok=True)
+    shutil.copy(Path(sys.executable).with_name("weed"), folder)
+    images = {"POSTGRES_IMAGE": f"{PROJECT}:postgres", "S3_IMAGE": f"{PROJECT}:s3"}
+    for image in images.values():
+        docker("build", "--target", image.partition(":")[2], "--tag", image, folder, timeout=600)
+    return images
 
 
 def receive(folder: Path, size: int, name: str = "000000-recon.h5") -> str:

@@ -12,7 +12,7 @@ import pytest
 from tests.delivery.sync_programs import until
 from tests.delivery.ticket_service import accepted, contents
 from tests.docker.conftest import alone, command, docker, inspect
-from tests.docker.delivery_stack import IMAGE, OUTPUT, Delivery, left, receive
+from tests.docker.delivery_stack import IMAGE, OUTPUT, Delivery, left, make_servers, receive, started
 from tests.ports import some_port
 
 pytestmark = [
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-LARGEST = 300e6
+LARGEST = 350e6
 DIES_AT_THE_FIRST_BYTES = "until [ -s /media/live/download/.h5/part ]; do :; done; kill -9 -1"
 
 
@@ -44,12 +44,8 @@ def ports() -> dict[str, int]:
 @pytest.fixture(scope="module")
 def delivery(image: None) -> Iterator[Delivery]:  # noqa: ARG001 - held, not used
     """What most facilities would start: both ways out, with everything embedded."""
-    where = ports()
-    links = f"http://localhost:{where['TICKETS_PORT']}"
-    stack = Delivery("sync", "tickets", ports=where, settings={"INTERVAL": "1", "TICKETS_URL": links})
-    stack.up()
-    yield stack
-    stack.down()
+    with started("sync", "tickets", ports=ports(), settings={"INTERVAL": "1"}) as stack:
+        yield stack
 
 
 def fetch(delivery: Delivery, path: str) -> bytes:
@@ -59,7 +55,7 @@ def fetch(delivery: Delivery, path: str) -> bytes:
         ticket = accepted(next(answer for answer in answers if answer.status_code != 404))  # being written, at first
         until(lambda: operator.get(f"/ticket/{ticket}/status").json()["state"] == "ready", f"{ticket} ready")
         link = operator.post(f"/ticket/{ticket}/link").raise_for_status().json()["url"]
-    assert link.startswith(f"http://localhost:{delivery.ports['TICKETS_PORT']}/ticket/{ticket}/result?")
+    assert link.startswith(f"{delivery.tickets}/ticket/{ticket}/result?")
     return contents(httpx.get(link, timeout=60).raise_for_status().content)[path]
 
 
@@ -71,8 +67,7 @@ def mirrored(delivery: Delivery, name: str) -> str:
 def test_a_file_can_be_fetched_by_ticket_from_outside(delivery: Delivery, tmp_path: Path) -> None:
     digest = receive(tmp_path, 3_000_000, "scan.bin")
     assert hashlib.sha256(fetch(delivery, "scan.bin")).hexdigest() == digest
-    assert "Downloads" in httpx.get(f"http://localhost:{delivery.ports['TICKETS_PORT']}/").text
-    assert httpx.get(f"http://localhost:{delivery.ports['TICKETS_PORT']}/metrics").status_code == 200
+    assert "Downloads" in httpx.get(delivery.tickets).text
 
 
 def test_a_broker_that_is_killed_in_the_middle_goes_on_and_files_are_archived_once(
@@ -118,3 +113,26 @@ def test_nothing_is_left_but_what_is_the_receivers(delivery: Delivery) -> None:
     delivery("down", "--volumes", "--timeout", "5")
     assert left() == []
     assert docker("volume", "inspect", OUTPUT, "--format", "{{.Name}}") == OUTPUT
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("compose", ["v1", "v2"])
+def test_production_has_its_own_database_and_store(image: None, tmp_path: Path, compose: str) -> None:  # noqa: ARG001
+    settings = {
+        "INTERVAL": "1",
+        "DATABASE": "postgresql://delivery@postgres/delivery?passfile=/keys/pgpass",
+        "TICKETS_STORE": "s3://artefacts/tickets",
+        **make_servers(tmp_path / "servers"),
+    }
+    profiles = ("sync", "tickets", "postgres", "s3")
+    with started(*profiles, ports=ports(), settings=settings, compose=compose) as stack:
+        digest = receive(tmp_path, 3_000_000, "scan.bin")
+        assert hashlib.sha256(fetch(stack, "scan.bin")).hexdigest() == digest
+        digest = receive(tmp_path, 3_000_000, "000000-recon.h5")
+        until(lambda: mirrored(stack, "000000-recon.h5") == digest, "mirrored")
+        assert stack.shell("tickets", "ls /artefacts /data") == "/artefacts:\n\n/data:"
+        tables = stack.shell("postgres", "PGPASSWORD=$(cat /keys/database) psql -h 127.0.0.1 -U delivery -c '\\dt'")
+        assert {"tickets", "sync_batches"} <= set(tables.split())
+        for service in stack.containers():
+            assert stack.inspect(service)["HostConfig"]["CapDrop"] == ["ALL"], service
+    assert left() == []
