@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from delivery.people.commands import app as token_app
+from delivery.placed.settings import CheckSettings, RepairSettings, SiteSettings, UpSettings
 from delivery.sync.settings import BrokerSettings, ServerSettings
 from delivery.tickets.settings import DownloadSettings, TicketSettings
 from ministream.base.cli import add_program, new_app
@@ -39,6 +40,12 @@ add_program(
     section="delivery_download",
     arguments={"paths": "Paths, folders (which end in a slash) or patterns of files."},
 )
+placed = new_app("Placed storage: two sites, and a rule that says at which of them a file lives.")
+add_program(placed, "up", UpSettings, _late("delivery.placed.both"), section="delivery_placed_up")
+add_program(placed, "site", SiteSettings, _late("delivery.placed.service"), section="delivery_placed_site")
+add_program(placed, "check", CheckSettings, _late("delivery.placed.check"), section="delivery_placed_check")
+add_program(placed, "repair", RepairSettings, _late("delivery.placed.repair"), section="delivery_placed_repair")
+app.add_typer(placed, name="placed")
 app.add_typer(token_app, name="token")
 
 

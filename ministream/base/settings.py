@@ -154,6 +154,10 @@ SECTIONS = (
     "delivery_broker",
     "delivery_tickets",
     "delivery_download",
+    "delivery_placed_up",
+    "delivery_placed_site",
+    "delivery_placed_check",
+    "delivery_placed_repair",
 )
 """What a settings file may hold; each program reads the section of its own name."""
 
