@@ -90,7 +90,8 @@ lock: | .venv/bin/python
 	@$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --group dev \
-		--extra delivery --extra delivery-postgres --extra delivery-stores -c requirements.txt pyproject.toml -o requirements-dev.txt
+		--extra delivery --extra delivery-brokers --extra delivery-postgres --extra delivery-stores \
+		-c requirements.txt pyproject.toml -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
 		--group pyproject.toml:delivery-image -c requirements-dev.txt -o requirements-delivery.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --group fuzz \
