@@ -13,9 +13,10 @@ import httpx
 
 from tests.conftest import ROOT
 from tests.delivery.sync_programs import until
-from tests.docker.conftest import COMPOSES, command, docker
+from tests.delivery.ticket_service import accepted, contents
+from tests.docker.conftest import COMPOSES, DELIVERY_IMAGE, command, docker
+from tests.ports import some_port
 
-IMAGE = "mini-stream/delivery"
 PROJECT = "mini-stream-test-delivery"
 OUTPUT = f"{PROJECT}-output"
 
@@ -119,13 +120,35 @@ def make_servers(folder: Path) -> dict[str, str]:
     return images
 
 
+def ports() -> dict[str, int]:
+    """Return ports for `Delivery`."""
+    first = some_port(2)
+    return {"SERVER_PORT": first, "TICKETS_PORT": first + 1}
+
+
 def receive(folder: Path, size: int, name: str = "000000-recon.h5") -> str:
     """Have the receiver write a file of `size` random bytes to its output volume; returns its SHA-256."""
     (folder / name).write_bytes(os.urandom(size))
     folder.chmod(0o755)
     volumes = ("--volume", f"{OUTPUT}:/receiver", "--volume", f"{folder}:/made:ro")
     script = f"cd /receiver && cp /made/{name} .{name} && mv .{name} {name} && sha256sum {name}"
-    return docker("run", "--rm", "--network", "none", *volumes, IMAGE, "sh", "-c", script).split()[0]
+    return docker("run", "--rm", "--network", "none", *volumes, DELIVERY_IMAGE, "sh", "-c", script).split()[0]
+
+
+def fetch(delivery: Delivery, path: str) -> bytes:
+    """Fetch a file by ticket and link, from outside, as somebody who has nothing but the link."""
+    with delivery.operator() as operator:
+        answers = iter(lambda: operator.post("/download", json={"paths": [path]}), None)
+        ticket = accepted(next(answer for answer in answers if answer.status_code != 404))  # being written, at first
+        until(lambda: operator.get(f"/ticket/{ticket}/status").json()["state"] == "ready", f"{ticket} ready")
+        link = operator.post(f"/ticket/{ticket}/link").raise_for_status().json()["url"]
+    assert link.startswith(f"{delivery.tickets}/ticket/{ticket}/result?")
+    return contents(httpx.get(link, timeout=60).raise_for_status().content)[path]
+
+
+def mirrored(delivery: Delivery, name: str) -> str:
+    """Return the SHA-256 of a file that the broker has unpacked; no text while it has not, or does not run."""
+    return delivery.shell("broker", f"sha256sum /media/live/download/{name}", check=False).partition(" ")[0]
 
 
 def left() -> list[str]:
