@@ -8,6 +8,7 @@ from delivery.people.commands import app as token_app
 from delivery.placed.settings import CheckSettings, RepairSettings, SiteSettings, UpSettings
 from delivery.sync.settings import BrokerSettings, ServerSettings
 from delivery.tickets.settings import DownloadSettings, TicketSettings
+from delivery.upload.settings import IntakeSettings, UploadSettings
 from ministream.base.cli import add_program, new_app
 from ministream.base.errors import UserError
 
@@ -46,6 +47,15 @@ add_program(placed, "site", SiteSettings, _late("delivery.placed.service"), sect
 add_program(placed, "check", CheckSettings, _late("delivery.placed.check"), section="delivery_placed_check")
 add_program(placed, "repair", RepairSettings, _late("delivery.placed.repair"), section="delivery_placed_repair")
 app.add_typer(placed, name="placed")
+add_program(app, "intake", IntakeSettings, _late("delivery.upload.service"), section="delivery_intake")
+add_program(
+    app,
+    "upload",
+    UploadSettings,
+    _late("delivery.upload.client"),
+    section="delivery_upload",
+    arguments={"files": "Files, or folders of them."},
+)
 app.add_typer(token_app, name="token")
 
 

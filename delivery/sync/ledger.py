@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Boolean, Column, Engine, Index, Row, String, Table, Text, and_, delete, insert, select, update
+from sqlalchemy.sql.functions import count
 
 from delivery.database import metadata, upsert, writing
 from delivery.files.version import FileVersion
@@ -92,6 +93,13 @@ class Ledger:
         with writing(self._engine) as connection:
             connection.execute(update(_batches).where(_batches.c.id == batch.id).values(acknowledged=True, files="[]"))
             upsert(connection, _had, rows)
+
+    def tally(self) -> list[tuple[Mirror, bool, int]]:
+        """Return how many batches mirrors were offered: those that are acknowledged (True) and those that are not."""
+        columns = _batches.c.broker, _batches.c.project, _batches.c.ext, _batches.c.acknowledged
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(*columns, count()).group_by(*columns)).all()
+        return [(Mirror(*row[:3]), row.acknowledged, row[-1]) for row in rows]
 
     def had(self, project: str) -> dict[str, dict[str, str]]:
         """Return what brokers have of files that have not left: the content's BLAKE3, by path and broker."""

@@ -24,6 +24,7 @@ from delivery.people.tokens import TokenFile
 from delivery.settings import listed
 from delivery.sync.batches import Batches, Offer, UnknownBatch, WrongDigests
 from delivery.sync.ledger import Ledger, Mirror
+from delivery.sync.metrics import Meter, Mirrors
 from delivery.sync.projects import Projects, UnknownProject
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH, Acknowledgement
 from delivery.sync.settings import ServerSettings
@@ -54,10 +55,12 @@ def main(settings: ServerSettings) -> int:
     engine = open_database(settings.database_url)
     who, holders = _rights(settings)
     brokers = (lambda _project: listed(settings.brokers)) if settings.brokers else holders
-    batches = Batches(projects, Ledger(engine), Catalogue(engine), brokers, settings.batch)
+    ledger = Ledger(engine)
+    batches = Batches(projects, ledger, Catalogue(engine), brokers, settings.batch)
     for project in projects.names():
         batches.tidy(project)
     app = sync_app(batches, who, holders, listed(settings.extensions), settings.require_acknowledgement)
+    app.state.registry.register(Mirrors(ledger, projects))
     try:
         return serve(app, settings.host, settings.port)
     finally:
@@ -84,13 +87,16 @@ def sync_app(batches: Batches, who: Any, holders: Right, extensions: Collection[
     for fault in _STATUS:
         app.add_exception_handler(fault, _tell_fault)
     app.add_exception_handler(DBAPIError, _tell_no_records)
+    meter = Meter(app.state.registry)
 
     def mirror(project: str, ext: str, broker: str = who) -> Mirror:
         if ext not in extensions:
             raise HTTPException(406, f"files {ext[:20]!r} are not offered; there are {', '.join(extensions)}")
         if broker not in holders(project):
             raise HTTPException(403, "this token is not for that project")
-        return Mirror(broker, project, ext)
+        asking = Mirror(broker, project, ext)
+        meter.heard(asking)
+        return asking
 
     @app.api_route("/stream/{project}/{ext}", methods=["GET", "HEAD"], tags=["sync"], response_class=Response)
     async def stream(request: Request, asking: Mirror = Depends(mirror)) -> Response:  # noqa: B008 - FastAPI's way
@@ -103,7 +109,8 @@ def sync_app(batches: Batches, who: Any, holders: Right, extensions: Collection[
                 batches.sent(batch)
 
         headers = {BATCH: batch.id}
-        return RangeResponse(Archive(offer.layout), filename=batch.name, headers=headers, on_sent=on_sent)
+        content = meter.metered(Archive(offer.layout), asking)
+        return RangeResponse(content, filename=batch.name, headers=headers, on_sent=on_sent)
 
     @app.put("/stream/{project}/{ext}/batches/{batch}", status_code=204, tags=["sync"])
     def acknowledge(batch: str, has: Acknowledgement, asking: Mirror = Depends(mirror)) -> None:  # noqa: B008

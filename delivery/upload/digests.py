@@ -58,3 +58,18 @@ def tree(leaves: Iterable[bytes]) -> str:
 def is_same(given: str, found: str) -> bool:
     """Compare hexadecimal digests."""
     return hmac.compare_digest(given.strip().lower().encode(), found.encode())
+
+
+def tree_of(blocks: Iterable[bytes], chunk_size: int) -> str:
+    """Return the tree digest of bytes that come in blocks of any length."""
+    leaves, hasher, room = [], blake3(), chunk_size
+    for block in blocks:
+        rest = memoryview(block)
+        while len(rest) >= room:
+            leaves.append(hasher.update(rest[:room]).digest())
+            rest, hasher, room = rest[room:], blake3(), chunk_size
+        hasher.update(rest)
+        room -= len(rest)
+    if room < chunk_size:
+        leaves.append(hasher.digest())
+    return tree(leaves)

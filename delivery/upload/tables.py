@@ -23,6 +23,7 @@ uploads = Table(
     Column("created", Float, nullable=False),
     Column("expires", Float, nullable=False),
     Column("place", String, unique=True),  # set once it is stored
+    Column("finished", Boolean, nullable=False, default=False),  # the store has made it so
     Column("tree", String(64), nullable=False, default=""),
     Column("forward", String, nullable=False, default=""),  # waiting, done, failed; empty: it stays here
     Column("attempts", Integer, nullable=False, default=0),

@@ -154,6 +154,8 @@ SECTIONS = (
     "delivery_broker",
     "delivery_tickets",
     "delivery_download",
+    "delivery_intake",
+    "delivery_upload",
     "delivery_placed_up",
     "delivery_placed_site",
     "delivery_placed_check",
