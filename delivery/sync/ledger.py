@@ -4,10 +4,10 @@ A mirror is offered one batch at a time, and the same one until it is acknowledg
 broker has is remembered by path and content until all brokers have it and the file has left for the archive.
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import Boolean, Column, Engine, Index, Row, String, Table, Text, and_, delete, insert, select, update
 from sqlalchemy.sql.functions import count
 
@@ -80,7 +80,8 @@ class Ledger:
         mine = and_(*(_batches.c[name] == value for name, value in batch.mirror._asdict().items()))
         with writing(self._engine) as connection:
             connection.execute(delete(_batches).where(mine, ~_batches.c.acknowledged))
-            row = {"id": batch.id, "name": batch.name, "files": json.dumps(batch.versions), "acknowledged": False}
+            files = to_json([tuple(version) for version in batch.versions]).decode()  # of tuples it is twice as fast
+            row = {"id": batch.id, "name": batch.name, "files": files, "acknowledged": False}
             connection.execute(insert(_batches).values(**row, **batch.mirror._asdict()))
 
     def acknowledge(self, batch: Batch) -> None:
@@ -118,5 +119,5 @@ class Ledger:
 
 
 def _batch(row: Row[Any]) -> Batch:
-    versions = [FileVersion._make(fields) for fields in json.loads(row.files)]
+    versions = [FileVersion._make(fields) for fields in from_json(row.files)]
     return Batch(row.id, Mirror(row.broker, row.project, row.ext), row.name, versions, row.acknowledged)
