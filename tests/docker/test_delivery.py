@@ -11,7 +11,7 @@ import pytest
 
 from tests.delivery.sync_programs import until
 from tests.docker.conftest import alone, command, docker, inspect
-from tests.docker.delivery_stack import OUTPUT, Delivery, fetch, left, mirrored, ports, receive, started
+from tests.docker.delivery_stack import OUTPUT, Delivery, fetch, left, mirrored, place, ports, receive, started
 
 pytestmark = [
     pytest.mark.docker,
@@ -26,8 +26,8 @@ DIES_AT_THE_FIRST_BYTES = "until [ -s /media/live/download/.h5/part ]; do :; don
 
 @pytest.fixture(scope="module")
 def delivery(delivery_image: str) -> Iterator[Delivery]:  # noqa: ARG001 - a condition
-    """What most facilities would start: both ways out, with everything embedded."""
-    with alone(), started("sync", "tickets", ports=ports(), settings={"INTERVAL": "1"}) as stack:
+    """All ways out, with everything embedded."""
+    with alone(), started("sync", "tickets", "placed", ports=ports(), settings={"INTERVAL": "1"}) as stack:
         yield stack
 
 
@@ -52,9 +52,13 @@ def test_a_broker_that_is_killed_in_the_middle_goes_on_and_files_are_archived_on
     assert len(delivery.shell("broker", "ls /media/live/download/*.zip").split()) == 1
 
 
+def test_a_file_ends_at_the_site_where_it_belongs(delivery: Delivery) -> None:
+    place(delivery, {"ones.bin": "one", "zeros.bin": "zero"})
+
+
 def test_containers_may_do_no_more_than_they_need(delivery: Delivery) -> None:
     containers = delivery.containers()
-    assert set(containers) == {"keys", "server", "broker", "tickets"}
+    assert set(containers) == {"keys", "server", "broker", "tickets", "zero", "one"}
     for service in containers:
         found = delivery.inspect(service)
         host = found["HostConfig"]
