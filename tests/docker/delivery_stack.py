@@ -1,10 +1,11 @@
 """docker-compose-delivery.yaml, started for real, with a receiver's output volume of the tests' own."""
 
+import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tests.ports import some_port
 
 PROJECT = "mini-stream-test-delivery"
 OUTPUT = f"{PROJECT}-output"
-PORTS = ("SERVER_PORT", "TICKETS_PORT", "ZERO_HOST_PORT", "ONE_HOST_PORT")
+PORTS = ("SERVER_PORT", "TICKETS_PORT", "INTAKE_PORT", "ZERO_HOST_PORT", "ONE_HOST_PORT")
 
 
 class Delivery:
@@ -39,7 +40,7 @@ class Delivery:
 
     Attributes
     ----------
-    tickets, zero, one
+    tickets, intake, zero, one
         Addresses of the services, as they are told outside.
     """
 
@@ -47,7 +48,7 @@ class Delivery:
         self, *profiles: str, ports: Mapping[str, int], settings: Mapping[str, str] | None = None, compose: str = "v1"
     ) -> None:
         self._compose = COMPOSES[compose]
-        self.tickets, self.zero, self.one = (f"http://localhost:{ports[name]}" for name in PORTS[1:])
+        self.tickets, self.intake, self.zero, self.one = (f"http://localhost:{ports[name]}" for name in PORTS[1:])
         self._variables = {
             "COMPOSE_PROJECT_NAME": PROJECT,
             "COMPOSE_PROFILES": ",".join(profiles),
@@ -94,9 +95,10 @@ class Delivery:
     def log(self, service: str) -> str:
         return self("logs", "--no-color", service)
 
-    def operator(self) -> httpx.Client:
-        """Return a client of the ticket service that holds the operator's token, as it is told in docs/delivery.md."""
-        return self._client(self.tickets, self.shell("tickets", "cat /keys/operator"))
+    def operator(self, service: str = "tickets") -> httpx.Client:
+        """Return a client that holds the operator's token, as it is told in docs/delivery.md."""
+        address = {"tickets": self.tickets, "intake": self.intake}[service]
+        return self._client(address, self.shell(service, "cat /keys/operator"))
 
     def site(self, name: str) -> httpx.Client:
         """Return a client of a site of the placed storage."""
@@ -145,11 +147,18 @@ def receive(folder: Path, size: int, name: str = "000000-recon.h5") -> str:
     return docker("run", "--rm", "--network", "none", *volumes, DELIVERY_IMAGE, "sh", "-c", script).split()[0]
 
 
+def offered(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """Ask for a file that has just been written until it counts as finished; returns the answer."""
+    answers = [ask()]
+    until(lambda: "written to a moment ago" not in answers[-1].text or answers.append(ask()), "the file is offered")
+    assert answers[-1].is_success, answers[-1].text
+    return answers[-1]
+
+
 def fetch(delivery: Delivery, path: str) -> bytes:
     """Fetch a file by ticket and link, from outside, as somebody who has nothing but the link."""
     with delivery.operator() as operator:
-        answers = iter(lambda: operator.post("/download", json={"paths": [path]}), None)
-        ticket = accepted(next(answer for answer in answers if answer.status_code != 404))  # being written, at first
+        ticket = accepted(offered(lambda: operator.post("/download", json={"paths": [path]})))
         until(lambda: operator.get(f"/ticket/{ticket}/status").json()["state"] == "ready", f"{ticket} ready")
         link = operator.post(f"/ticket/{ticket}/link").raise_for_status().json()["url"]
     assert link.startswith(f"{delivery.tickets}/ticket/{ticket}/result?")
@@ -159,6 +168,15 @@ def fetch(delivery: Delivery, path: str) -> bytes:
 def mirrored(delivery: Delivery, name: str) -> str:
     """Return the SHA-256 of a file that the broker has unpacked; no text while it has not, or does not run."""
     return delivery.shell("broker", f"sha256sum /media/live/download/{name}", check=False).partition(" ")[0]
+
+
+def take(delivery: Delivery, path: str) -> str:
+    """Have the intake take a file of the receiver's; returns the SHA-256 of what it has stored."""
+    with delivery.operator("intake") as operator:
+        given = {"file_path": f"/receiver/{path}", "chunk_size": 8 << 20}  # S3 takes no smaller parts than 5 MiB
+        upload = offered(lambda: operator.post("/upload/prepare/", json=given)).json()["file_id"]
+        until(lambda: operator.get(f"/upload/{upload}/content").status_code == 200, f"{upload} stored")
+        return hashlib.sha256(operator.get(f"/upload/{upload}/content").raise_for_status().content).hexdigest()
 
 
 def place(delivery: Delivery, homes: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.delivery.sync_programs import until
 from tests.docker.conftest import alone, command, docker, inspect
-from tests.docker.delivery_stack import OUTPUT, Delivery, fetch, left, mirrored, place, ports, receive, started
+from tests.docker.delivery_stack import OUTPUT, Delivery, fetch, left, mirrored, place, ports, receive, started, take
 
 pytestmark = [
     pytest.mark.docker,
@@ -27,7 +27,7 @@ DIES_AT_THE_FIRST_BYTES = "until [ -s /media/live/download/.h5/part ]; do :; don
 @pytest.fixture(scope="module")
 def delivery(delivery_image: str) -> Iterator[Delivery]:  # noqa: ARG001 - a condition
     """All ways out, with everything embedded."""
-    with alone(), started("sync", "tickets", "placed", ports=ports(), settings={"INTERVAL": "1"}) as stack:
+    with alone(), started("sync", "tickets", "upload", "placed", ports=ports(), settings={"INTERVAL": "1"}) as stack:
         yield stack
 
 
@@ -37,12 +37,17 @@ def test_a_file_can_be_fetched_by_ticket_from_outside(delivery: Delivery, tmp_pa
     assert "Downloads" in httpx.get(delivery.tickets).text
 
 
+def test_the_intake_takes_what_the_receiver_wrote(delivery: Delivery, tmp_path: Path) -> None:
+    digest = receive(tmp_path, 3_000_000, "taken.bin")
+    assert take(delivery, "taken.bin") == digest
+
+
 def test_a_broker_that_is_killed_in_the_middle_goes_on_and_files_are_archived_once(
     delivery: Delivery, tmp_path: Path
 ) -> None:
     with ThreadPoolExecutor() as pool:
         dying = pool.submit(delivery.shell, "broker", DIES_AT_THE_FIRST_BYTES, check=False)
-        digest = receive(tmp_path, 150_000_000, "000000-recon.h5")
+        digest = receive(tmp_path, 64_000_000, "000000-recon.h5")
         dying.result()
     until(lambda: mirrored(delivery, "000000-recon.h5") == digest, "mirrored")
     assert delivery.inspect("broker")["RestartCount"] == 1
@@ -58,7 +63,7 @@ def test_a_file_ends_at_the_site_where_it_belongs(delivery: Delivery) -> None:
 
 def test_containers_may_do_no_more_than_they_need(delivery: Delivery) -> None:
     containers = delivery.containers()
-    assert set(containers) == {"keys", "server", "broker", "tickets", "zero", "one"}
+    assert set(containers) == {"keys", "server", "broker", "tickets", "intake", "zero", "one"}
     for service in containers:
         found = delivery.inspect(service)
         host = found["HostConfig"]

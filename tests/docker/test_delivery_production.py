@@ -19,6 +19,7 @@ from tests.docker.delivery_stack import (
     ports,
     receive,
     started,
+    take,
 )
 from tests.docker.test_compose import QUICK, SMALL
 
@@ -43,20 +44,22 @@ def test_production_has_its_own_database_and_store(engine: None, tmp_path: Path,
     settings = {
         "INTERVAL": "1",
         "DATABASE": "postgresql://delivery@postgres/delivery",
+        "INTAKE_STORE": "s3://artefacts/uploads",
         "ZERO_DRIVER": "postgresql",
         "ONE_DRIVER": "postgresql",
         "KAFKA_PORT": "9092",
         "TICKETS_STORE": "s3://artefacts/tickets",
         **make_servers(tmp_path / "servers"),
     }
-    profiles = ("sync", "tickets", "placed", "postgres", "s3", "kafka")
+    profiles = ("sync", "tickets", "upload", "placed", "postgres", "s3", "kafka")
     with started(*profiles, ports=ports(), settings=settings, compose=compose) as stack:
         digest = receive(tmp_path, 3_000_000, "scan.bin")
         assert hashlib.sha256(fetch(stack, "scan.bin")).hexdigest() == digest
+        assert take(stack, "scan.bin") == digest
         digest = receive(tmp_path, 3_000_000, "000000-recon.h5")
         until(lambda: mirrored(stack, "000000-recon.h5") == digest, "mirrored")
         assert stack.shell("tickets", "ls /artefacts /data") == "/artefacts:\n\n/data:"
-        assert {"tickets", "sync_batches"} <= tables(stack, "delivery")
+        assert {"tickets", "sync_batches", "uploads"} <= tables(stack, "delivery")
         place(stack, {"ones.bin": "one", "zeros.bin": "zero"})
         for site in ("zero", "one"):
             assert "site.db" not in stack.shell(site, "ls /data")
