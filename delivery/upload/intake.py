@@ -59,6 +59,8 @@ class Intake:
         Of old clients' HMACs.
     forward
         Called with an upload that is stored and to be sent on; None if it stays here.
+    ended
+        Called with an upload that has ended in whatever way.
     """
 
     def __init__(
@@ -69,9 +71,10 @@ class Intake:
         terms: Terms,
         key: bytes = b"",
         forward: Callable[[str], None] | None = None,
+        ended: Callable[[str], None] = lambda _upload: None,
     ) -> None:
         self.ledger, self.store, self.terms = ledger, store, terms
-        self._along, self._key, self._forward = along, key, forward
+        self._along, self._key, self._forward, self._ended = along, key, forward, ended
         self._locks = [threading.Lock() for _ in range(LOCKS)]
 
     # Beginning
@@ -168,7 +171,7 @@ class Intake:
                 elif held != chunk:
                     raise Refused(406, f"chunk {chunk.number} is here already, with another content: begin anew")
         except (Ended, Gone) as error:
-            raise self._ended(upload) from error
+            raise self._too_late(upload) from error
         if count:
             self._along.nudge(upload)
 
@@ -227,7 +230,7 @@ class Intake:
             try:
                 upload, won = self.ledger.store(upload, root, self.store.has, forward=self._forward is not None)
             except Ended as error:
-                raise self._ended(upload) from error
+                raise self._too_late(upload) from error
             if won:
                 get_logger().info("stored", upload=upload.id, place=upload.place, bytes=upload.size)
         elif (size is not None and size != upload.size) or (proof and not self._is_of(upload, proof)):
@@ -244,6 +247,7 @@ class Intake:
             self.store.finish(upload.slot)
             self.ledger.finish(upload.id)
         self._along.forget(upload.id)
+        self._ended(upload.id)
         if self._forward:
             self._forward(upload.id)
 
@@ -269,6 +273,7 @@ class Intake:
     def _end(self, upload: Upload, who: str, state: State, reason: str) -> None:
         if self.ledger.end(upload.id, who, state, reason):
             self._along.forget(upload.id)
+            self._ended(upload.id)
             self.store.drop(upload.slot)
 
     def _as_told(self, upload: Upload, size: int | None, count: int | None) -> Upload:
@@ -326,7 +331,7 @@ class Intake:
         hasher.update(content)
         return digest if is_same(proof.digest, hasher.hexdigest()) else None
 
-    def _ended(self, upload: Upload) -> Refused:
+    def _too_late(self, upload: Upload) -> Refused:
         current = self.ledger.get(upload.id)
         state = current.state if current else "gone"
         return Refused(409 if state == State.STORED else 410, f"this upload is {state} already")

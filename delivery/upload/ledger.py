@@ -203,6 +203,11 @@ class Ledger:
         with self._engine.connect() as connection:
             return [Chunk(*row) for row in connection.execute(rows.limit(limit))]
 
+    def chunk_count(self, upload: str) -> int:
+        """Return how many chunks are there."""
+        with self._engine.connect() as connection:
+            return connection.scalar(select(func.count()).where(chunks.c.upload == upload)) or 0
+
     def known(self, owner: str, digests: Sequence[bytes]) -> dict[bytes, tuple[Upload, int]]:
         """Return where chunks lie that somebody has stored already, by their BLAKE3s."""
         found: dict[bytes, tuple[Upload, int]] = {}

@@ -17,6 +17,7 @@ from delivery.people.logins import Logins
 from delivery.people.rights import NoLicence, OverQuota
 from delivery.people.tokens import TokenFile
 from delivery.upload.along import Along
+from delivery.upload.appending import Tails
 from delivery.upload.bodies import Room
 from delivery.upload.intake import Intake, Refused, Terms
 from delivery.upload.ledger import Ledger, State
@@ -25,6 +26,7 @@ from delivery.upload.settings import IntakeSettings
 from delivery.upload.stores import Gone, NoRoom, open_store
 from delivery.upload.taking import Taking
 from delivery.upload.token import add_token_route
+from delivery.upload.tus import TusDoor
 from delivery.web.app import create_app, serve
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
@@ -55,8 +57,8 @@ def make_app(settings: IntakeSettings) -> FastAPI:
     key = settings.old_clients_key.encode()
     along = Along(ledger, store, key)
     terms = Terms(settings.space, settings.unknown_size, settings.memory)
-    errands = _Errands(settings)
-    intake = Intake(ledger, store, along, terms, key, errands.forward if settings.forward else None)
+    errands, tails = _Errands(settings), Tails(settings.spool)
+    intake = Intake(ledger, store, along, terms, key, errands.forward if settings.forward else None, tails.forget)
     taking = Taking(intake, settings.root_folders, settings.settle, errands.take)
 
     @asynccontextmanager
@@ -81,6 +83,7 @@ def make_app(settings: IntakeSettings) -> FastAPI:
     add_token_route(app, accounts, logins, ledger)
     room = Room(settings.memory)
     OwnDoor(intake, door, room, taking, settings.stall, old=bool(key)).add_to(app)
+    TusDoor(intake, door, room, tails, settings.stall).add_to(app)
     _tell_faults(app)
     _measure(app, ledger)
     return app
