@@ -48,8 +48,10 @@ def patiently(action: Callable[[], T], service: str, patience: float, progress: 
         try:
             return action()
         except httpx.TransportError as error:
-            if progress() > reached:
-                deadline, reached = time.monotonic() + patience, progress()
+            before, reached = reached, progress()
+            if reached > before and patience:
+                deadline = time.monotonic() + patience
+                continue  # at once: the line works, though not for long
             if time.monotonic() > deadline:
                 raise UserError(f"{service}: {error or type(error).__name__}; is it up?") from error
             get_logger().debug("no answer; trying again", reason=str(error))

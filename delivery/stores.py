@@ -14,7 +14,10 @@ from obstore.store import LocalStore, S3Store
 from ministream.base.errors import UserError
 
 PART = 8 << 20
-"""Bytes put or got at a time; S3 takes no parts below 5 MiB but the last, and no more than 10 000."""
+"""Bytes put at a time, and got from S3, which takes no parts below 5 MiB but the last, and no more than 10 000."""
+
+BLOCK = 1 << 20
+"""Bytes got at a time from a folder, where a request costs little: what each of many downloads holds in memory."""
 
 WRITERS = 4
 """Parts that are under way to S3 at once: with `PART`, what a put holds in memory."""
@@ -26,14 +29,14 @@ _HALF = re.compile(r".+#\d+")
 class Stored:
     """Content of a store that a `RangeResponse` can send."""
 
-    def __init__(self, get_range: Callable[[int, int], bytes], length: int, etag: str) -> None:
+    def __init__(self, get_range: Callable[[int, int], bytes], length: int, etag: str, block: int) -> None:
         self.length, self.etag = length, etag
-        self._get_range = get_range
+        self._get_range, self._block = get_range, block
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes from `start` up to, without, `stop`."""
-        for at in range(start, stop, PART):
-            yield self._get_range(at, min(at + PART, stop))
+        for at in range(start, stop, self._block):
+            yield self._get_range(at, min(at + self._block, stop))
 
 
 class Store:
@@ -79,7 +82,8 @@ class Store:
         length = self.size(key)
         if length is None:
             raise FileNotFoundError(f"nothing is under {key} in {self.url}")
-        return Stored(lambda start, stop: self._get_range(key, start, stop), length, etag)
+        block = BLOCK if isinstance(self._store, LocalStore) else PART
+        return Stored(lambda start, stop: self._get_range(key, start, stop), length, etag, block)
 
     def size(self, key: str) -> int | None:
         """Return the length of what is under `key`, None if nothing is."""

@@ -39,6 +39,14 @@ class Service:
         self.url = f"http://{self.process.wait_for(r'serving +address=(.*)')}"
         self.operator = self.client(self.token)
 
+    def restart(self) -> None:
+        """Kill it and start it anew at the same address; clients stay, and find their connections cut."""
+        self.process.kill()
+        address = httpx.URL(self.url)
+        port = self._command.index("--port") + 1
+        self.process = Program(*self._command[:port], address.port, *self._command[port + 1 :], folder=self.folder)
+        self.process.wait_for("serving +address=")
+
     def client(self, token: str = "") -> httpx.Client:
         headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._clients.append(httpx.Client(base_url=self.url, headers=headers, timeout=30))
