@@ -100,7 +100,8 @@ class Api:
         routes.add_api_route("/data/upload", self.upload, methods=["POST"], status_code=201, openapi_extra=_FORM)
         routes.add_api_route("/data", self.listing, methods=["GET"])
         routes.add_api_route("/data/{id_}", self.record, methods=["GET"])
-        routes.add_api_route("/data/{id_}/file", self.content, methods=["GET", "HEAD"], response_class=Response)
+        routes.add_api_route("/data/{id_}/file", self.content, methods=["GET"], response_class=Response)
+        routes.add_api_route("/data/{id_}/file", self.content, methods=["HEAD"], include_in_schema=False)
         return routes
 
     def _between(self) -> APIRouter:
@@ -262,6 +263,7 @@ class Api:
 
 
 async def _tell_refused(_request: Request, error: Exception) -> JSONResponse:
+    get_logger().warning("not taken", reason=str(error))
     status = error.status if isinstance(error, Refused) else 400
     return JSONResponse({"detail": str(error)}, status, RETRY if status == 507 else None)
 

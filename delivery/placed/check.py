@@ -7,6 +7,7 @@ that a million files take no more memory than one.
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from delivery.placed.messages import File
@@ -42,14 +43,20 @@ class Fault(NamedTuple):
 
 def main(settings: CheckSettings) -> int:
     """Tell what is wrong; exit code 1 if anything is."""
-    peers = connect(settings)
-    wait_for_moves(peers, settings.patience)
-    return 1 if check(peers, read=settings.read) else 0
+    with connected(settings) as peers:
+        wait_for_moves(peers, settings.patience)
+        return 1 if check(peers, read=settings.read) else 0
 
 
-def connect(settings: CheckSettings) -> dict[Site, Peer]:
-    """Return both sites."""
-    return {Site.ZERO: Peer(settings.zero, settings.token), Site.ONE: Peer(settings.one, settings.token)}
+@contextmanager
+def connected(settings: CheckSettings) -> Iterator[dict[Site, Peer]]:
+    """Yield both sites."""
+    peers = {Site.ZERO: Peer(settings.zero, settings.token), Site.ONE: Peer(settings.one, settings.token)}
+    try:
+        yield peers
+    finally:
+        for peer in peers.values():
+            peer.close()
 
 
 def wait_for_moves(peers: Mapping[Site, Peer], patience: float) -> None:

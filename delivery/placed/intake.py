@@ -26,6 +26,9 @@ from ministream.base.errors import UserError
 BLOCK = 256 << 10
 """Bytes of a body that are gathered before a thread takes them: with the number of uploads at once, what they hold."""
 
+LONGEST_BOUNDARY = 70
+"""Bytes of a form's boundary (RFC 2046)."""
+
 FIELD = b"file"
 """Name of the form's field."""
 
@@ -219,9 +222,10 @@ class _Upload:
 
 def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not 0 < len(boundary) <= LONGEST_BOUNDARY:
         raise Refused(415, "send the file as multipart/form-data, in a field called 'file'")
-    return options[b"boundary"]
+    return boundary
 
 
 def _write(descriptor: int, block: memoryview) -> None:

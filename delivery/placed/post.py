@@ -9,12 +9,13 @@ import asyncio
 import importlib
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
 from delivery.placed.peer import Peer
 from delivery.placed.rules import Site
 from ministream.base.errors import UserError
+from ministream.base.log import get_logger
 
 ANSWER = 10.0
 """Seconds that a broker may take to accept a message, or a connection."""
@@ -60,13 +61,13 @@ def open_post(broker: str, site: Site, peer: Peer) -> Post:
     if not broker:
         return DirectPost(peer)
     kind = urlsplit(broker).scheme
-    if kind not in _BROKERS:
+    if kind not in _LINES:
         raise UserError(f"no broker of the kind {kind!r} is known; give kafka://…, nats://… or redis://…")
     try:
-        module = importlib.import_module(f"faststream.{kind}")
+        importlib.import_module(f"faststream.{kind}")
     except ImportError as error:
         raise UserError(f"{kind} needs more packages: pip install 'mini-stream[delivery,delivery-brokers]'") from error
-    return BrokerPost(_BROKERS[kind], module, broker, site)
+    return BrokerPost(_LINES[kind], broker, site)
 
 
 class DirectPost:
@@ -90,10 +91,10 @@ class DirectPost:
 
 
 class BrokerPost:
-    """Posts through a broker, a subject for each site."""
+    """Posts through a broker, a subject for each site; `line` knows what kind of broker it is."""
 
-    def __init__(self, connect: "_Connect", module: Any, url: str, site: Site) -> None:
-        self._connect, self._module, self._url, self._site = connect, module, url, site
+    def __init__(self, line: "_Line", url: str, site: Site) -> None:
+        self._line, self._url, self._site = line, url, site
         self._broker: Any = None
         for name in ("aiokafka", "nats", "redis", "faststream"):  # we tell ourselves what fails
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -101,7 +102,7 @@ class BrokerPost:
     async def open(self, hear: Hear) -> None:
         """Connect and subscribe."""
         await self.close()
-        self._broker = self._connect(self._module, self._url, _subject(self._site), hear)
+        self._broker = self._line.connect(self._url, f"placed.{self._site}", hear)
         try:
             await asyncio.wait_for(self._broker.start(), ANSWER)
         except Exception as error:
@@ -110,9 +111,9 @@ class BrokerPost:
 
     async def send(self, body: bytes) -> None:
         """Publish a message."""
-        subject = _subject(self._site.other)
+        sent = self._broker.publish(body, f"placed.{self._site.other}", **self._line.options)
         try:
-            await asyncio.wait_for(self._broker.publish(body, subject), ANSWER)
+            await asyncio.wait_for(sent, ANSWER)
         except Exception as error:
             raise Undelivered(f"broker {_hidden(self._url)}: {_words(error)}; is it up?") from error
 
@@ -123,10 +124,14 @@ class BrokerPost:
             try:
                 await asyncio.wait_for(broker.stop(), ANSWER)
             except Exception as error:
-                logging.getLogger(__name__).debug("broker did not part in peace: %r", error)
+                get_logger().debug("the broker was not left in peace", reason=_words(error))
 
 
-_Connect = Callable[[Any, str, str, Hear], Any]
+class _Line(NamedTuple):
+    """A kind of broker: how one is connected to and subscribed at, and the options of what is published."""
+
+    connect: Callable[[str, str, Hear], Any]
+    options: dict[str, Any]
 
 
 async def _raw(message: Any) -> bytes:
@@ -134,31 +139,36 @@ async def _raw(message: Any) -> bytes:
     return bytes(message.body)
 
 
-def _kafka(kafka: Any, url: str, subject: str, hear: Hear) -> Any:
-    servers = [f"{part}" for part in urlsplit(url).netloc.split(",")]
-    broker = kafka.KafkaBroker(servers, apply_types=False, logger=None, request_timeout_ms=int(ANSWER * 500))
-    mine = [kafka.TopicPartition(subject, 0)]
-    broker.subscriber(partitions=mine, auto_offset_reset="latest", decoder=_raw)(hear)
+def _kafka(url: str, subject: str, hear: Hear) -> Any:
+    from faststream.kafka import KafkaBroker, TopicPartition
+
+    servers = urlsplit(url).netloc.split(",")
+    broker = KafkaBroker(servers, apply_types=False, logger=None, request_timeout_ms=int(ANSWER * 500))
+    broker.subscriber(partitions=[TopicPartition(subject, 0)], auto_offset_reset="latest", decoder=_raw)(hear)
     return broker
 
 
-def _nats(nats: Any, url: str, subject: str, hear: Hear) -> Any:
-    broker = nats.NatsBroker(url, apply_types=False, logger=None, max_reconnect_attempts=-1, connect_timeout=2)
+def _nats(url: str, subject: str, hear: Hear) -> Any:
+    from faststream.nats import NatsBroker
+
+    broker = NatsBroker(url, apply_types=False, logger=None, max_reconnect_attempts=-1, connect_timeout=2)
     broker.subscriber(subject, decoder=_raw)(hear)
     return broker
 
 
-def _redis(redis: Any, url: str, subject: str, hear: Hear) -> Any:
-    broker = redis.RedisBroker(url, apply_types=False, logger=None)
+def _redis(url: str, subject: str, hear: Hear) -> Any:
+    from faststream.redis import RedisBroker
+
+    broker = RedisBroker(url, apply_types=False, logger=cast("Any", None))  # as the others take it
     broker.subscriber(subject, decoder=_raw)(hear)
     return broker
 
 
-_BROKERS: dict[str, _Connect] = {"kafka": _kafka, "nats": _nats, "redis": _redis}
-
-
-def _subject(site: Site) -> str:
-    return f"placed.{site}"
+_LINES = {
+    "kafka": _Line(_kafka, {"partition": 0}),  # a broker may make topics of several; one is read
+    "nats": _Line(_nats, {}),
+    "redis": _Line(_redis, {}),
+}
 
 
 def _hidden(url: str) -> str:
