@@ -21,7 +21,7 @@ from ministream.base.log import get_logger
 LOOK = 0.5
 """Seconds between two looks for what has become due."""
 
-LONGEST_PAUSE = 15.0
+LONGEST_PAUSE = 5.0
 """Seconds between two tries of a broker that is down."""
 
 POSTS = 100

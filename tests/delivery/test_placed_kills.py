@@ -60,7 +60,7 @@ def kill_at_random(both: Pair, between: Broker, chance: random.Random, kills: in
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("files", "kills"), [(30, 4), pytest.param(1000, 100, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(("files", "kills"), [(30, 4), pytest.param(1000, 50, marks=pytest.mark.faults)])
 def test_killed_at_random_every_file_is_where_the_rule_says_once(tmp_path, files, kills):
     chance, over = random.Random(files), threading.Event()
     (tmp_path / "sent").mkdir()
