@@ -11,9 +11,11 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
+from delivery.upload.bodies import Gathered
 from delivery.upload.digests import leaf
 from delivery.upload.intake import Intake, Refused
 from delivery.upload.ledger import Chunk, Ended, State, Upload
+from delivery.upload.stores import Pieces
 from ministream.base.files import explained
 
 
@@ -35,12 +37,12 @@ class Tails:
         path = self._path(upload, number)
         return path.read_bytes() if path.exists() else b""
 
-    def save(self, upload: str, number: int, content: memoryview) -> None:
+    def save(self, upload: str, number: int, pieces: Pieces) -> None:
         """Keep what there is of a chunk, in place of less of it."""
         path = self._path(upload, number)
         aside = path.with_suffix(".new")
         with explained(path):
-            aside.write_bytes(content)
+            aside.write_bytes(b"".join(pieces))
             aside.replace(path)
 
     def forget(self, upload: str) -> None:
@@ -101,15 +103,15 @@ class Append:
         self._intake, self._tails, self._upload, self._hold = intake, tails, upload, hold
         self._held: list[Chunk] = []
         self._writing: asyncio.Future[None] | None = None
-        self._number = self._at = self.offset = 0
-        self._chunk = bytearray()
+        self._number = self._length = self.offset = 0
+        self._chunk = Gathered()
 
     async def begin(self) -> None:
         """Find the end of the upload."""
         self._number, tail = await run_in_threadpool(self._look)
         self._begin_chunk()
-        self._chunk[: len(tail)], self._at = tail, len(tail)
-        self.offset = self._number * self._upload.chunk_size + self._at
+        self._chunk.add(tail)
+        self.offset = self._number * self._upload.chunk_size + len(tail)
 
     async def add(self, block: bytes) -> None:
         """Take in more bytes.
@@ -124,10 +126,10 @@ class Append:
         self.offset += len(block)
         rest = memoryview(block)
         while rest:
-            part = rest[: len(self._chunk) - self._at]
-            self._chunk[self._at : self._at + len(part)] = part
-            self._at, rest = self._at + len(part), rest[len(part) :]
-            if self._at == len(self._chunk):
+            part = rest[: self._length - self._chunk.length]
+            self._chunk.add(part)
+            rest = rest[len(part) :]
+            if self._chunk.length == self._length:
                 await self._write()
 
     async def commit(self) -> None:
@@ -142,9 +144,7 @@ class Append:
 
     async def _write(self) -> None:
         await self._written()
-        content = memoryview(self._chunk)
-        writing = run_in_threadpool(self._put, self._number, content)
-        self._writing = asyncio.ensure_future(writing)
+        self._writing = asyncio.ensure_future(run_in_threadpool(self._put, self._number, self._chunk))
         self._number += 1
         self._begin_chunk()
 
@@ -153,17 +153,17 @@ class Append:
             await asyncio.shield(self._writing)
 
     def _begin_chunk(self) -> None:
-        self._chunk, self._at = bytearray(self._upload.length(self._number)), 0
+        self._chunk, self._length = Gathered(), self._upload.length(self._number)
 
-    def _put(self, number: int, content: memoryview) -> None:
-        chunk = Chunk(number, len(content), leaf(content))
-        self._intake.write(self._upload, chunk, content, count=not self._hold)
+    def _put(self, number: int, content: Gathered) -> None:
+        chunk = Chunk(number, content.length, leaf(content.pieces))
+        self._intake.write(self._upload, chunk, content.pieces, count=not self._hold)
         if self._hold:
             self._held.append(chunk)
 
     def _settle(self) -> None:
-        if self._at:
-            self._tails.save(self._upload.id, self._number, memoryview(self._chunk)[: self._at])
+        if self._chunk.length:
+            self._tails.save(self._upload.id, self._number, self._chunk.pieces)
         try:
             self._intake.ledger.enter_all(self._upload.id, self._held)
         except Ended as error:

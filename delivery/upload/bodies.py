@@ -8,6 +8,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from delivery.upload.intake import Refused
 
+SMALL = 16 << 10
+"""Bytes of a piece that is kept as it came."""
+
 
 class Room:
     """Memory for chunks that are on their way: whoever finds none left waits, and the line with it."""
@@ -29,7 +32,26 @@ class Room:
                 self._changed.notify_all()
 
 
-async def gather(request: Request, most: int, stall: float) -> memoryview:
+class Gathered:
+    """Pieces of a body; small ones are put together, so that they take no more room than they have bytes."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes | bytearray | memoryview] = []
+        self.length = 0
+
+    def add(self, block: bytes | memoryview) -> None:
+        """Take in the next piece."""
+        self.length += len(block)
+        last = self.pieces[-1] if self.pieces else b""
+        if len(block) >= SMALL:
+            self.pieces.append(block)
+        elif isinstance(last, bytearray) and len(last) < SMALL:
+            last += block
+        else:
+            self.pieces.append(bytearray(block))
+
+
+async def gather(request: Request, most: int, stall: float) -> Gathered:
     """Return a request's body.
 
     Parameters
@@ -46,13 +68,12 @@ async def gather(request: Request, most: int, stall: float) -> memoryview:
     Refused
         400 if there are more bytes, or the line is cut; 408 after the silence.
     """
-    content, at = bytearray(most), 0
+    body = Gathered()
     async for block in blocks(request, stall):
-        if at + len(block) > most:
+        if body.length + len(block) > most:
             raise Refused(400, f"there are more than the {most} bytes that this may have")
-        content[at : at + len(block)] = block
-        at += len(block)
-    return memoryview(content)[:at]
+        body.add(block)
+    return body
 
 
 async def blocks(request: Request, stall: float) -> AsyncIterator[bytes]:

@@ -16,6 +16,8 @@ from typing import Protocol
 
 from blake3 import blake3
 
+from delivery.upload.stores import Pieces
+
 
 class Kind(StrEnum):
     """What the digest of a whole file is; `HMAC` is what old clients call SHA-256."""
@@ -29,7 +31,7 @@ class Kind(StrEnum):
 class Hasher(Protocol):
     """As in hashlib."""
 
-    def update(self, data: bytes | memoryview, /) -> object:
+    def update(self, data: bytes | bytearray | memoryview, /) -> object:
         """Take in more bytes."""
         ...
 
@@ -45,9 +47,12 @@ def new_hasher(kind: Kind, key: bytes = b"") -> Hasher:
     return hashlib.sha256() if kind == Kind.SHA256 else blake3()
 
 
-def leaf(chunk: bytes | memoryview) -> bytes:
+def leaf(pieces: Pieces) -> bytes:
     """Return the BLAKE3 of a chunk, 32 bytes."""
-    return blake3(chunk).digest()
+    hasher = blake3()
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.digest()
 
 
 def tree(leaves: Iterable[bytes]) -> str:

@@ -10,7 +10,7 @@ from delivery.people.rights import DAY, check_licence, check_quota
 from delivery.upload.along import Along
 from delivery.upload.digests import Kind, is_same, leaf, new_hasher, tree
 from delivery.upload.ledger import Chunk, Ended, Ledger, State, Upload
-from delivery.upload.stores import ChunkStore, Gone, NoRoom
+from delivery.upload.stores import ChunkStore, Gone, NoRoom, Pieces
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
 
@@ -145,7 +145,7 @@ class Intake:
 
     # Chunks
 
-    def keep(self, upload: Upload, number: int, content: memoryview, proof: Proof) -> None:
+    def keep(self, upload: Upload, number: int, pieces: Pieces, proof: Proof) -> None:
         """Verify a chunk, write it and count it; one that is there already is left as it is.
 
         Raises
@@ -153,19 +153,20 @@ class Intake:
         Refused
             400 if it has no such number or length, 406 if its digest is wrong, or another chunk has its place.
         """
-        self.check_length(upload, number, len(content))
-        digest = self._proved(content, proof)
+        length = sum(map(len, pieces))
+        self.check_length(upload, number, length)
+        digest = self._proved(pieces, proof)
         if digest is None:
             raise Refused(406, f"chunk {number} did not arrive as it was sent: its {proof.kind} is another one")
-        self.write(upload, Chunk(number, len(content), digest), content)
+        self.write(upload, Chunk(number, length, digest), pieces)
 
-    def write(self, upload: Upload, chunk: Chunk, content: memoryview, *, count: bool = True) -> None:
+    def write(self, upload: Upload, chunk: Chunk, pieces: Pieces, *, count: bool = True) -> None:
         """Write a verified chunk, and count it."""
         try:
             with self._lock(upload.id, chunk.number):
                 held = self.ledger.chunk(upload.id, chunk.number)
                 if held is None:
-                    self.store.put(upload.slot, chunk.number, content)
+                    self.store.put(upload.slot, chunk.number, pieces)
                     if count:
                         self.ledger.enter(upload.id, chunk)
                 elif held != chunk:
@@ -196,8 +197,8 @@ class Intake:
         length = source.length(place)
         try:
             start = place * source.chunk_size
-            content = b"".join(self.store.read(source.slot, start, start + length))
-            self.keep(upload, number, memoryview(content), Proof(Kind.BLAKE3, digest.hex()))
+            pieces = list(self.store.read(source.slot, start, start + length))
+            self.keep(upload, number, pieces, Proof(Kind.BLAKE3, digest.hex()))
         except UserError as error:  # not there any more, or changed by somebody: then it is sent
             get_logger().debug("not copied", upload=upload.id, chunk=number, reason=str(error))
             return False
@@ -322,13 +323,14 @@ class Intake:
             hasher.update(block)
         return is_same(proof.digest, hasher.hexdigest())
 
-    def _proved(self, content: memoryview, proof: Proof) -> bytes | None:
+    def _proved(self, pieces: Pieces, proof: Proof) -> bytes | None:
         """Return a chunk's BLAKE3 if its proof is right."""
-        digest = leaf(content)
+        digest = leaf(pieces)
         if proof.kind == Kind.BLAKE3:
             return digest if is_same(proof.digest, digest.hex()) else None
         hasher = new_hasher(proof.kind, self._key)
-        hasher.update(content)
+        for piece in pieces:
+            hasher.update(piece)
         return digest if is_same(proof.digest, hasher.hexdigest()) else None
 
     def _too_late(self, upload: Upload) -> Refused:

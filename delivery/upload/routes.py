@@ -21,6 +21,7 @@ from delivery.upload.digests import Kind
 from delivery.upload.intake import Intake, Proof, Refused
 from delivery.upload.ledger import State, Upload
 from delivery.upload.models import Announcement, Known, Status, status
+from delivery.upload.stores import Pieces
 from delivery.upload.taking import Taking
 from delivery.web.ranges import RangeResponse
 
@@ -34,13 +35,17 @@ MOST_LINES = 1000
 class Digests:
     """Digests in a request's headers, in hexadecimal: of the chunk or of the whole."""
 
-    def __init__(
-        self,
+    def __init__(self, given: dict[Kind, str]) -> None:
+        self._given = given
+
+    @staticmethod
+    async def of(
         content_blake3: Annotated[str, Header(max_length=64)] = "",
         content_sha256: Annotated[str, Header(max_length=64)] = "",
         content_tree: Annotated[str, Header(max_length=64, description="BLAKE3 of the chunks' BLAKE3s.")] = "",
-    ) -> None:
-        self._given = {Kind.BLAKE3: content_blake3, Kind.SHA256: content_sha256, Kind.TREE: content_tree}
+    ) -> "Digests":
+        """Find them: a dependency of routes."""
+        return Digests({Kind.BLAKE3: content_blake3, Kind.SHA256: content_sha256, Kind.TREE: content_tree})
 
     def proof(self, *, old: bool, whole: bool) -> Proof:
         """Return what is to be compared; `old` clients call their HMAC SHA-256."""
@@ -102,7 +107,7 @@ class OwnDoor:
             request: Request,
             name: str,
             number: int,
-            digests: Annotated[Digests, Depends()],
+            digests: Annotated[Digests, Depends(Digests.of)],
             person: Annotated[Person, Depends(self._door.person)],
         ) -> dict[str, Any]:
             """Send a chunk as the body, with its digest; again, and it is left as it is."""
@@ -111,8 +116,8 @@ class OwnDoor:
             upload = await run_in_threadpool(self._intake.find_open, person, name)
             most = self._most(request, upload, number, old=old)
             async with self._room.of(most):
-                content = await gather(request, most, self._stall)
-                await run_in_threadpool(self._keep, upload, number, content, proof, old)
+                body = await gather(request, most, self._stall)
+                await run_in_threadpool(self._keep, upload, number, body.pieces, proof, old)
             return {"file_id": name, "chunk": number}
 
         @routes.post("/upload/{name}/known")
@@ -146,11 +151,11 @@ class OwnDoor:
         self._intake.check_length(upload, number, int(given) if given else expected)
         return expected
 
-    def _keep(self, upload: Upload, number: int, content: memoryview, proof: Proof, old: bool) -> None:
+    def _keep(self, upload: Upload, number: int, pieces: Pieces, proof: Proof, old: bool) -> None:
         if old:
-            content = memoryview(_from_json(bytes(content)))
+            pieces = [_from_json(b"".join(pieces))]
         try:
-            self._intake.keep(upload, number, content, proof)
+            self._intake.keep(upload, number, pieces, proof)
         except Refused as error:
             if error.status == 406:
                 self._intake.ledger.note(upload.owner, "refused", upload.id, str(error))
@@ -161,7 +166,7 @@ class OwnDoor:
         async def finalise(
             request: Request,
             name: str,
-            digests: Annotated[Digests, Depends()],
+            digests: Annotated[Digests, Depends(Digests.of)],
             person: Annotated[Person, Depends(self._door.person)],
         ) -> Status:
             """Prove the whole, whereupon it is stored; the form filename, fileSize, chunks may say again what it is."""

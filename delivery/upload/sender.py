@@ -206,7 +206,7 @@ class _Run:
     def _read(self, number: int) -> bytes:
         start = number * self._chunk
         content = self._source.read(start, min(self._chunk, self._source.size - start))
-        self.leaves[number] = leaf(content)
+        self.leaves[number] = leaf([content])
         return content
 
     def _send(self, number: int) -> None:

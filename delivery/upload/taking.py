@@ -75,7 +75,7 @@ class Taking:
                 if number not in held:
                     file.seek(number * upload.chunk_size)
                     content = file.read(upload.length(number))
-                    self._intake.write(upload, Chunk(number, len(content), leaf(content)), memoryview(content))
+                    self._intake.write(upload, Chunk(number, len(content), leaf([content])), [content])
         with root.open(upload.more["path"], stamp):  # still the file that it was
             pass
 

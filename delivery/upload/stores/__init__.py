@@ -3,7 +3,7 @@
 All methods block, may be called by several threads at once, and can be repeated: after a kill they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -11,6 +11,9 @@ from ministream.base.errors import UserError
 
 BLOCK = 1 << 20
 """Bytes read at a time."""
+
+Pieces = Sequence[bytes | bytearray | memoryview]
+"""The bytes of a chunk, as they came: to put them together would cost as much as to receive them."""
 
 
 class Slot(NamedTuple):
@@ -63,7 +66,7 @@ class ChunkStore(Protocol):
         """Reserve room and return the handle; NoRoom if there is none. Sizes that are not `exact` are upper bounds."""
         ...
 
-    def put(self, slot: Slot, number: int, chunk: memoryview) -> None:
+    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
         """Write a chunk to its place; Gone if the upload has ended."""
         ...
 

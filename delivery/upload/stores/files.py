@@ -7,9 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from delivery.upload.stores import BLOCK, Gone, NoRoom, Slot
+from delivery.upload.stores import BLOCK, Gone, NoRoom, Pieces, Slot
 from ministream.base.errors import UserError
 from ministream.base.files import explained
+
+MOST_PIECES = 1024
+"""Pieces that one call to the system takes, on Linux."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -41,15 +44,13 @@ class FileChunks:
             raise self._told(error, path) from error
         return ""
 
-    def put(self, slot: Slot, number: int, chunk: memoryview) -> None:
+    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
         """Write a chunk to its place."""
-        path, at, rest = self._open / slot.id, number * slot.chunk_size, chunk
+        path = self._open / slot.id
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                while rest:
-                    written = os.pwrite(descriptor, rest, at)
-                    at, rest = at + written, rest[written:]
+                _write(descriptor, number * slot.chunk_size, pieces)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -102,3 +103,15 @@ class FileChunks:
         if isinstance(error, FileNotFoundError):
             return Gone(f"{path.name}: this upload has ended")
         return UserError(f"{path}: {error.strerror}")
+
+
+def _write(descriptor: int, at: int, pieces: Pieces) -> None:
+    """Write pieces one after the other, however few of them the system takes at a time."""
+    rest = [memoryview(piece) for piece in pieces]
+    while rest:
+        written = os.pwritev(descriptor, rest[:MOST_PIECES], at)
+        at += written
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][written:]

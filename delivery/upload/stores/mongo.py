@@ -11,7 +11,7 @@ import pymongo
 from bson.binary import Binary
 from pymongo.errors import PyMongoError
 
-from delivery.upload.stores import Gone, NoRoom, Slot
+from delivery.upload.stores import Gone, NoRoom, Pieces, Slot
 from ministream.base.errors import UserError
 
 LARGEST = 15 << 20
@@ -40,18 +40,18 @@ class MongoChunks:
             self._uploads.insert_one({"_id": slot.id, "name": slot.name, "chunk_size": slot.chunk_size})
         return ""
 
-    def put(self, slot: Slot, number: int, chunk: memoryview) -> None:
+    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
         """Write a chunk, in place of one that was there."""
-        parent = {"_id": _id(slot, number)}
+        parent, chunk = {"_id": _id(slot, number)}, b"".join(pieces)
         with _told():
             if self._uploads.find_one({"_id": slot.id}) is None:
                 raise Gone(f"{slot.id}: this upload has ended")
             if len(chunk) <= LARGEST:
-                self._chunks.replace_one(parent, {"data": Binary(chunk.tobytes()), "children": 0}, upsert=True)
+                self._chunks.replace_one(parent, {"data": Binary(chunk), "children": 0}, upsert=True)
                 return
             starts = range(0, len(chunk), LARGEST)
             for child, start in enumerate(starts):
-                data = Binary(chunk[start : start + LARGEST].tobytes())
+                data = Binary(chunk[start : start + LARGEST])
                 self._children.replace_one({"_id": {**parent["_id"], "child": child}}, {"data": data}, upsert=True)
             self._chunks.replace_one(parent, {"children": len(starts)}, upsert=True)
 

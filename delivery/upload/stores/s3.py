@@ -15,7 +15,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from delivery.upload.stores import BLOCK, Gone, Slot
+from delivery.upload.stores import BLOCK, Gone, Pieces, Slot
 from ministream.base.errors import UserError
 
 MOST_PARTS = 10_000
@@ -48,10 +48,12 @@ class S3Chunks:
         with self._told():
             return str(self._client.create_multipart_upload(**self._key(slot))["UploadId"])
 
-    def put(self, slot: Slot, number: int, chunk: memoryview) -> None:
+    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
         """Upload a part."""
         with self._told():
-            self._client.upload_part(**self._key(slot), UploadId=slot.handle, PartNumber=number + 1, Body=bytes(chunk))
+            self._client.upload_part(
+                **self._key(slot), UploadId=slot.handle, PartNumber=number + 1, Body=b"".join(pieces)
+            )
 
     def read(self, slot: Slot, start: int, stop: int) -> Iterator[bytes]:
         """Yield bytes of a finished object."""
