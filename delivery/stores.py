@@ -14,13 +14,13 @@ from obstore.store import LocalStore, S3Store
 from ministream.base.errors import UserError
 
 PART = 8 << 20
-"""Bytes put at a time, and got from S3, which takes no parts below 5 MiB but the last, and no more than 10 000."""
+"""Bytes put to S3 or got from it at a time; it takes no parts below 5 MiB but the last, and no more than 10 000."""
 
 BLOCK = 1 << 20
-"""Bytes got at a time from a folder, where a request costs little: what each of many downloads holds in memory."""
+"""The same for a folder, where a request costs little: what each of many downloads holds in memory."""
 
-WRITERS = 4
-"""Parts that are under way to S3 at once: with `PART`, what a put holds in memory."""
+WRITERS = 2
+"""Parts that are under way at once: with their length, what a put holds in memory."""
 
 _HALF = re.compile(r".+#\d+")
 """Names under which obstore writes to a folder, until it renames."""
@@ -61,12 +61,13 @@ class Store:
             self._store = _open(url)
         except (BaseError, OSError, ValueError) as error:
             raise UserError(f"store {url}: {error}; give a folder or s3://bucket/prefix") from error
+        self._block = BLOCK if isinstance(self._store, LocalStore) else PART
 
     def put_stream(self, key: str, blocks: Iterable[bytes]) -> int:
         """Store what `blocks` yields and return its length in bytes; if they raise, so does this."""
         counted = _Counted(blocks)
         try:
-            obstore.put(self._store, key, counted, chunk_size=PART, max_concurrency=WRITERS)
+            obstore.put(self._store, key, counted, chunk_size=self._block, max_concurrency=WRITERS)
         except Exception as error:
             raise counted.error or self._told(error, key) from error
         return counted.length
@@ -82,8 +83,7 @@ class Store:
         length = self.size(key)
         if length is None:
             raise FileNotFoundError(f"nothing is under {key} in {self.url}")
-        block = BLOCK if isinstance(self._store, LocalStore) else PART
-        return Stored(lambda start, stop: self._get_range(key, start, stop), length, etag, block)
+        return Stored(lambda start, stop: self._get_range(key, start, stop), length, etag, self._block)
 
     def size(self, key: str) -> int | None:
         """Return the length of what is under `key`, None if nothing is."""

@@ -13,7 +13,7 @@ import httpx
 
 from delivery.archive.layout import MANIFEST
 from delivery.people.tokens import TokenFile
-from tests.delivery.sync_programs import Program, until
+from tests.delivery.sync_programs import PATIENCE, Program, until
 
 PASSWORD = "correct horse battery"
 HOUR = 3600.0
@@ -71,9 +71,9 @@ class Service:
     def status(self, ticket: str) -> dict[str, Any]:
         return self.operator.get(f"/ticket/{ticket}/status").raise_for_status().json()
 
-    def until(self, ticket: str, *states: str) -> dict[str, Any]:
+    def until(self, ticket: str, *states: str, patience: float = PATIENCE) -> dict[str, Any]:
         """Wait until a ticket is in one of the states."""
-        until(lambda: self.status(ticket)["state"] in states, f"{ticket} to be {states}")
+        until(lambda: self.status(ticket)["state"] in states, f"{ticket} to be {states}", patience)
         return self.status(ticket)
 
     def fetch(self, ticket: str, **options: Any) -> httpx.Response:
