@@ -66,6 +66,10 @@ class Batches:
         self._laid_out: dict[Mirror, Offer] = {}
         self._refused: dict[str, set[Refused]] = {}
 
+    def check(self, project: str) -> None:
+        """Raise UnknownProject if there is no such project."""
+        self._projects.root(project)
+
     def offer(self, mirror: Mirror) -> Offer | None:
         """Return what a mirror is to fetch: what it was offered before, else all that is new; None if nothing is.
 

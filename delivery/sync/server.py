@@ -94,6 +94,7 @@ def sync_app(batches: Batches, who: Any, holders: Right, extensions: Collection[
             raise HTTPException(406, f"files {ext[:20]!r} are not offered; there are {', '.join(extensions)}")
         if broker not in holders(project):
             raise HTTPException(403, "this token is not for that project")
+        batches.check(project)  # before it is counted: names that anybody makes up would fill the memory
         asking = Mirror(broker, project, ext)
         meter.heard(asking)
         return asking

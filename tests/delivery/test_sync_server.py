@@ -205,11 +205,13 @@ def test_metrics_tell_what_each_broker_has_got(site):
     put(bar, a=b"a", b=b"b")
     of_lab = {"broker": "lab", "project": "measured", "ext": "h5"}
 
+    def metrics() -> str:
+        return httpx.get(f"{site.api.removesuffix('/stream')}/metrics").text
+
     def told(name: str, **more: str) -> float:
-        text = httpx.get(f"{site.api.removesuffix('/stream')}/metrics").text
         families = {
             sample.name: sample
-            for family in text_string_to_metric_families(text)
+            for family in text_string_to_metric_families(metrics())
             for sample in family.samples
             if sample.labels == of_lab | more
         }
@@ -225,6 +227,8 @@ def test_metrics_tell_what_each_broker_has_got(site):
     assert told("delivery_sync_batches", state="acknowledged") == 1
     assert told("delivery_sync_waiting_files") == 1
     assert began <= told("delivery_sync_last_contact_timestamp_seconds") <= time.time()
+    assert site.get("made-up/h5").status_code == 404
+    assert "made-up" not in metrics()
 
 
 def test_a_broker_that_waits_is_told_at_once(site):
