@@ -26,6 +26,10 @@ _HALF = re.compile(r".+#\d+")
 """Names under which obstore writes to a folder, until it renames."""
 
 
+class StoreFailed(UserError):  # noqa: N818 - says what happened
+    """A store can't be reached, or takes no more; another try may do."""
+
+
 class Stored:
     """Content of a store that a `RangeResponse` can send."""
 
@@ -52,7 +56,7 @@ class Store:
     Raises
     ------
     UserError
-        If the URL names no store. Methods raise it where the store can't be reached, or is full.
+        If the URL names no store. Methods raise StoreFailed where the store can't be reached, or is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -126,9 +130,9 @@ class Store:
         except (BaseError, OSError) as error:
             raise self._told(error, key) from error
 
-    def _told(self, error: Exception, key: str) -> UserError:
+    def _told(self, error: Exception, key: str) -> StoreFailed:
         words = str(error).strip().splitlines()
-        return UserError(f"store {self.url}, {key}: {words[0] if words else type(error).__name__}")
+        return StoreFailed(f"store {self.url}, {key}: {words[0] if words else type(error).__name__}")
 
 
 class _Counted:

@@ -13,7 +13,6 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 
 from delivery.archive.stream import Archive
@@ -28,7 +27,7 @@ from delivery.sync.metrics import Meter, Mirrors
 from delivery.sync.projects import Projects, UnknownProject
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH, Acknowledgement
 from delivery.sync.settings import ServerSettings
-from delivery.web.app import bearer, create_app, serve
+from delivery.web.app import LATER, bearer, create_app, serve
 from delivery.web.ranges import RangeResponse
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
@@ -38,8 +37,6 @@ LOOK = 1.0
 
 LONGEST_WAIT = 60
 """Seconds that a request is held: proxies on the way give up after about as long."""
-
-RETRY = {"Retry-After": "10"}
 
 _STATUS: dict[type[UserError], int] = {UnknownProject: 404, UnknownBatch: 404, WrongDigests: 409, SourceChanged: 503}
 
@@ -86,7 +83,6 @@ def sync_app(batches: Batches, who: Any, holders: Right, extensions: Collection[
     app = create_app("Mini-Stream delivery: sync", description=__doc__ or "")
     for fault in _STATUS:
         app.add_exception_handler(fault, _tell_fault)
-    app.add_exception_handler(DBAPIError, _tell_no_records)
     meter = Meter(app.state.registry)
 
     def mirror(project: str, ext: str, broker: str = who) -> Mirror:
@@ -150,7 +146,7 @@ def _rights(settings: ServerSettings) -> tuple[Any, Right]:
             return tokens.bearer(token)
         except UserError as error:
             get_logger().error("no token can be judged", reason=str(error))
-            raise HTTPException(503, "this server cannot read its tokens; its log says why", RETRY) from error
+            raise HTTPException(503, "this server cannot read its tokens; its log says why", LATER) from error
 
     return bearer(judge), tokens.holders
 
@@ -164,10 +160,4 @@ def _make_folder(settings: ServerSettings) -> None:
 
 async def _tell_fault(_request: Request, error: Exception) -> JSONResponse:
     status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
-    return JSONResponse({"detail": str(error)}, status, RETRY if status == 503 else None)
-
-
-async def _tell_no_records(_request: Request, error: Exception) -> JSONResponse:
-    """Answer where the database can't be written to: nothing is lost, and another try may do."""
-    get_logger().error("cannot keep records: is the disk full?", reason=str(getattr(error, "orig", error)))
-    return JSONResponse({"detail": "the server cannot keep its records now; try again later"}, 503, RETRY)
+    return JSONResponse({"detail": str(error)}, status, LATER if status == 503 else None)

@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from sqlalchemy.exc import DBAPIError
 
 from delivery.web.requests import RequestLog
 from ministream.base.errors import UserError
@@ -28,6 +29,9 @@ GRACE = 5
 
 GARBAGE = 50_000
 """Objects made between two looks for garbage: a request for ten thousand files makes as many, and none is garbage."""
+
+LATER = {"Retry-After": "10"}
+"""Header of answers that another try may mend."""
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -52,6 +56,7 @@ def create_app(
     app.state.registry = CollectorRegistry()
     app.add_middleware(RequestLog, registry=app.state.registry)
     app.add_exception_handler(UserError, _on_user_error)
+    app.add_exception_handler(DBAPIError, _on_no_records)
 
     @app.get("/healthz", response_class=PlainTextResponse, tags=["service"])
     def healthz() -> str:
@@ -124,3 +129,9 @@ def _listen(config: uvicorn.Config) -> socket.socket:
 
 async def _on_user_error(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, status_code=400)
+
+
+async def _on_no_records(_request: Request, error: Exception) -> JSONResponse:
+    """Answer where the database can't be written to: nothing is lost, and another try may do."""
+    get_logger().error("cannot keep records: is the disk full?", reason=str(getattr(error, "orig", error)))
+    return JSONResponse({"detail": "the server cannot keep its records now; try again later"}, 503, LATER)
