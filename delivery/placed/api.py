@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
@@ -27,6 +28,9 @@ OPERATORS = frozenset({"operator", *Site})
 """Whose tokens open the routes between the sites: the sites' own, and those who check and repair."""
 
 RETRY = {"Retry-After": "10"}
+
+LINES = 100
+"""Lines of a list that are sent at a time."""
 
 Project = Annotated[str, Query(pattern=rf"^(|{NAME.pattern})$")]
 
@@ -135,7 +139,7 @@ class Api:
 
     def listing(self) -> StreamingResponse:
         """List the files that are placed here: `{"list_metadata": {id: {"name", "size"}}, "total_size": bytes}`."""
-        return StreamingResponse(self._listed(), media_type="application/json")
+        return StreamingResponse(_gathered(self._listed()), media_type="application/json")
 
     def record(self, id_: str) -> Any:
         """Return what this site has on record of a file."""
@@ -153,7 +157,7 @@ class Api:
 
     def copies(self, *, read: bool = False) -> StreamingResponse:
         """List all that is on record or on the disk, a line of JSON each, in order of the ids."""
-        return StreamingResponse(self._copies(read), media_type="application/x-ndjson")
+        return StreamingResponse(_gathered(self._copies(read)), media_type="application/x-ndjson")
 
     def copy(self, id_: str) -> Copy:
         """Return what is on record of a file, and whether its bytes are there."""
@@ -260,6 +264,12 @@ class Api:
 
     def _line(self, copy: Copy) -> str:
         return copy.model_dump_json() + "\n"
+
+
+def _gathered(lines: Iterator[str]) -> Iterator[str]:
+    """Join lines: each that is yielded costs a change of threads."""
+    while some := list(islice(lines, LINES)):
+        yield "".join(some)
 
 
 async def _tell_refused(_request: Request, error: Exception) -> JSONResponse:

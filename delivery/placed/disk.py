@@ -72,10 +72,14 @@ class Disk:
         """Return where a file that is being fetched is written."""
         return self._incoming / f"{id_}.part"
 
-    def ready(self, aside: Path, id_: str) -> None:
-        """Note that what is in `aside` is the whole file `id_`: it is on the disk, under that name, for good."""
+    def flush(self, aside: Path) -> None:
+        """Have the bytes of a file on the disk for good; takes as long as the disk needs."""
         with explained(aside):
             _sync(aside)
+
+    def ready(self, aside: Path, id_: str) -> None:
+        """Note that what is in `aside`, flushed, is the whole file `id_`."""
+        with explained(aside):
             aside.replace(self._incoming / id_)
             _sync(self._incoming)
 
@@ -83,7 +87,9 @@ class Disk:
         """Move a file that is `ready` to its place, unless it is there."""
         place = self._place(id_)
         with explained(place):
-            place.parent.mkdir(exist_ok=True)
+            if not place.parent.exists():
+                place.parent.mkdir()
+                _sync(self._files)
             if (self._incoming / id_).exists():
                 (self._incoming / id_).replace(place)
                 _sync(place.parent)

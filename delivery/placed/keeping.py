@@ -19,10 +19,11 @@ class Keeper:
 
     def __init__(self, register: Register, disk: Disk) -> None:
         self.register, self.disk = register, disk
-        self._lock = threading.Lock()  # one file at a time changes its place; a few milliseconds each
+        self._lock = threading.Lock()  # one file at a time changes its place, which takes some milliseconds
 
     def keep(self, aside: Path, file: File) -> None:
         """Keep an upload, whose bytes are whole in `aside`, and have it offered where else it belongs."""
+        self.disk.flush(aside)
         with self._lock:
             self.disk.ready(aside, file.id)
             try:
@@ -35,6 +36,7 @@ class Keeper:
 
     def keep_fetched(self, id_: str) -> None:
         """Keep a file that has been fetched, whole and verified."""
+        self.disk.flush(self.disk.part(id_))
         with self._lock:
             self.disk.ready(self.disk.part(id_), id_)
             self.register.arrived(id_)

@@ -171,6 +171,9 @@ _LINES = {
 }
 
 
+BROKERS = tuple(_LINES)
+
+
 def _hidden(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -130,22 +130,18 @@ class Register:
 
     # What happens to a file
 
-    def take(self, file: File) -> bool:
-        """Note a file whose bytes are here, and offer it where else it belongs; return whether they are needed.
-
-        They are not if it lies here already.
-        """
+    def take(self, file: File) -> None:
+        """Note a file whose bytes are here, and offer it where else it belongs; nothing changes if it was here."""
         with self._writing() as connection:
             known = _entry(connection, file.id)
             if known and known.state in (State.HERE, State.LEAVING):
-                return False
+                return
             state = State.HERE if file.place.includes(self.site) else State.LEAVING
             self._put(connection, file, state)
             if file.place.includes(self.site.other):
                 self._post(connection, Offer(sender=self.site, file=file))
             if known and known.state is State.ARRIVING:
                 self._post(connection, Have(sender=self.site, id=file.id))
-        return True
 
     def offered(self, file: File) -> None:
         """Note that the other site offers a file; if it lies here already, have it told so.
@@ -169,15 +165,13 @@ class Register:
             if known and known.state in (State.HERE, State.LEAVING):
                 self._post(connection, Have(sender=self.site, id=file.id))
 
-    def arrived(self, id_: str) -> bool:
-        """Note that a file has been fetched whole; returns False if it has come by another way meanwhile."""
+    def arrived(self, id_: str) -> None:
+        """Note that a file has been fetched whole; nothing changes if it has come by another way meanwhile."""
         with self._writing() as connection:
             known = _entry(connection, id_)
-            if known is None or known.state is not State.ARRIVING:
-                return False
-            self._put(connection, known.file, State.HERE)
-            self._post(connection, Have(sender=self.site, id=id_))
-        return True
+            if known and known.state is State.ARRIVING:
+                self._put(connection, known.file, State.HERE)
+                self._post(connection, Have(sender=self.site, id=id_))
 
     def settled(self, id_: str) -> None:
         """Note that the other site holds a file that was offered to it, and that this one let it go if it had to."""

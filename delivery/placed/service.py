@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI
 from prometheus_client import Gauge
@@ -19,7 +20,7 @@ from delivery.placed.intake import Intake
 from delivery.placed.keeping import Keeper
 from delivery.placed.mover import Mover
 from delivery.placed.peer import Peer
-from delivery.placed.post import open_post
+from delivery.placed.post import BROKERS, open_post
 from delivery.placed.register import Register, State
 from delivery.placed.rules import Site, find_rule
 from delivery.placed.settings import SiteSettings
@@ -48,6 +49,7 @@ def make_app(settings: SiteSettings) -> FastAPI:
     keeper = Keeper(register, disk)
     keeper.recover()
     peer = Peer(settings.peer_url, settings.peer_token)
+    _warn_of_open_lines(settings)
     post = open_post(settings.broker_url, settings.site, peer)
     mover = Mover(keeper, peer, post, f"{settings.rule}; tie: {settings.tie}", settings.fetches)
 
@@ -102,6 +104,13 @@ def _tokens(settings: SiteSettings) -> TokenFile:
     if settings.insecure_no_auth:
         get_logger().warning("everybody may upload and download: this site asks them for no tokens")
     return TokenFile(settings.tokens)
+
+
+def _warn_of_open_lines(settings: SiteSettings) -> None:
+    for url, what in {settings.peer_url: "this site's token and files", settings.broker_url: "names of files"}.items():
+        parts = urlsplit(url)
+        if parts.scheme in ("http", *BROKERS) and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+            get_logger().warning(f"{what} travel in the clear; put TLS before it", to=parts.hostname)
 
 
 def _measure(app: FastAPI, register: Register) -> None:
