@@ -4,6 +4,7 @@ import base64
 import hashlib
 import time
 
+import httpx
 import pytest
 
 from tests.delivery.sync_programs import until
@@ -105,6 +106,20 @@ def test_files_that_changed_since_are_prepared_anew(service):
     assert (answer.status_code, answer.json()["files"]) == (409, ["changing.h5"])
     service.until(ticket, "ready")
     assert contents(service.fetch(ticket).content) == {"changing.h5": b"newer"}
+
+
+def test_a_file_that_changes_while_it_is_sent_breaks_the_answer_off(service):
+    service.write("underway.h5", 64_000_000)
+    ticket = service.ask("underway.h5", prepare=False)
+    service.until(ticket, "ready")
+    with service.operator.stream("GET", f"/ticket/{ticket}/result") as answer:
+        with (service.files / "underway.h5").open("r+b") as file:
+            file.write(b"x")
+        with pytest.raises(httpx.RemoteProtocolError):
+            answer.read()
+    assert service.fetch(ticket).status_code == 409
+    service.until(ticket, "ready")
+    assert contents(service.fetch(ticket).content) == {"underway.h5": (service.files / "underway.h5").read_bytes()}
 
 
 def test_a_prepared_copy_of_deleted_files_is_served_and_marked(service):
