@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from delivery.people.commands import app as token_app
+from delivery.people.user_commands import app as users_app
 from delivery.placed.settings import CheckSettings, RepairSettings, SiteSettings, UpSettings
 from delivery.sync.settings import BrokerSettings, ServerSettings
 from delivery.tickets.settings import DownloadSettings, TicketSettings
@@ -57,6 +58,7 @@ add_program(
     arguments={"files": "Files, or folders of them."},
 )
 app.add_typer(token_app, name="token")
+app.add_typer(users_app, name="users")
 
 
 def main() -> None:
