@@ -27,6 +27,9 @@ def shared(tmp_path_factory) -> Iterator[Pair]:
         yield both
 
 
+together = pytest.mark.xdist_group("placed_shared")
+
+
 def fill(both: Pair) -> None:
     """Upload files of each kind at each site, and the tie at both."""
     for site, names in {"zero": ("z1", "o1"), "one": ("z2", "o2")}.items():
@@ -39,6 +42,7 @@ def stored(both: Pair, site: str, id_: str) -> Path:
     return both.folder / site / "files" / id_[:2] / id_
 
 
+@together
 def test_a_file_is_had_from_either_site(shared):
     answer = shared.upload("one", "mine", ZEROS)
     assert answer.status_code == 201
@@ -53,6 +57,7 @@ def test_a_file_is_had_from_either_site(shared):
     assert part.headers["content-disposition"] == 'attachment; filename="mine"'
 
 
+@together
 def test_versions_of_a_name_are_kept_and_repetitions_are_one_file(shared):
     ids = {shared.upload(site, "a", content).json()["id"] for site in SITES for content in (ZEROS, ZEROS + b"\0")}
     other = shared.upload("zero", "a", ZEROS, project="scan").json()["id"]
@@ -63,6 +68,7 @@ def test_versions_of_a_name_are_kept_and_repetitions_are_one_file(shared):
     assert "a" not in shared.listed("one")
 
 
+@together
 def test_poison_is_set_aside_seen_and_replayed(shared):
     held = shared.upload("one", "held", ZEROS).json()["id"]
     shared.rest()

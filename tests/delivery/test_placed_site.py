@@ -8,6 +8,8 @@ import pytest
 from tests.delivery.placed_sites import ONES, SITES, ZEROS, Pair, form, memory, pair, raw
 from tests.delivery.sync_programs import until
 
+pytestmark = pytest.mark.xdist_group("placed_site")  # one pair of sites for all
+
 KIND = "Content-Type: multipart/form-data; boundary=b"
 
 
