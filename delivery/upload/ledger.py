@@ -1,7 +1,8 @@
 """What is known of uploads: whose they are, which of their chunks are verified and written, what became of them.
 
-A chunk is entered when it is in the store, never before. Chunks that come at the same time are entered together: one
-transaction costs a wait for the disk, however many rows are in it. Every change of state has its line in the audit
+A chunk is entered when it is in the store, never before. Chunks that come at the same time are entered together, and
+without a wait for the disk, which would first write down all that came: after a loss of power, some may have to come
+again. Every change of state has its line in the audit
 trail, in the same transaction.
 """
 
@@ -298,7 +299,7 @@ class Ledger:
     def _enter(self, rows: Sequence[tuple[str, Chunk]]) -> list[bool]:
         """Enter chunks of any uploads in one transaction; return which of them belong to open ones."""
         names = {upload for upload, _ in rows}
-        with writing(self._engine) as connection:
+        with writing(self._engine, flush=False) as connection:
             open_ = uploads.c.id.in_(names), uploads.c.state == State.OPEN
             statement = update(uploads).where(*open_).values(expires=self.deadline()).returning(uploads.c.id)
             good = set(connection.scalars(statement))

@@ -16,7 +16,7 @@ FORWARDS = ("http://", "https://", "put+http://", "put+https://", "s3://")
 class IntakeSettings(ServiceSettings):
     """Take uploads in: verified chunks in any order, by the archive's own routes or by tus."""
 
-    port: int = option(8090, ge=0, le=65535, help="Port to listen on; 0: any free one, told in the log.")
+    port: int = option(8060, ge=0, le=65535, help="Port to listen on; 0: any free one, told in the log.")
     database: str = option("sqlite:///intake.db", help="URL of the database: sqlite:///file.db or postgresql://….")
     store: str = option(
         "uploads", help="Where files end: a folder, s3://bucket/prefix or mongodb://host/database.", group="Store"
@@ -73,7 +73,7 @@ class UploadSettings(Settings):
     """Send files to an intake; an upload that was cut goes on where it stopped."""
 
     files: Annotated[tuple[str, ...], BeforeValidator(_words)] = option((), help="Files, or folders of them.")
-    service: str = option("http://127.0.0.1:8090", names="--to --url", help="Address of the intake.")
+    service: str = option("http://127.0.0.1:8060", names="--to --url", help="Address of the intake.")
     below: str = option("", help="Folder there: a path without leading slash; empty: one's own.")
     token_file: Path | None = option(None, help="File with a bearer token.", group="Login")
     user: str = option("", help="Name to log in with.", group="Login")
