@@ -110,12 +110,17 @@ def serve(app: FastAPI, host: str, port: int) -> int:
     )
     listening = _listen(config)
     get_logger().info("serving", address=f"{host}:{listening.getsockname()[1]}")
-    gc.freeze()  # what is here by now stays: to look through it again and again would delay first bytes by 40 ms
-    gc.set_threshold(GARBAGE)
+    tend_garbage()
     stop = StopFlag().install()  # uvicorn passes signals on to it at the end, which would kill otherwise
     uvicorn.Server(config).run(sockets=[listening])
     stop.raise_if_set()
     return 0
+
+
+def tend_garbage() -> None:
+    """Look for garbage more rarely, and not among what is here by now: that would delay first bytes by 40 ms."""
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
 
 
 def _listen(config: uvicorn.Config) -> socket.socket:
