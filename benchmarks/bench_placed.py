@@ -6,7 +6,7 @@ The content passes by in the blocks that uploads are read in, from memory that t
 import numpy as np
 from results import Contestant, compete, record
 
-from delivery.placed.intake import BLOCK
+from delivery.placed.disk import BLOCK
 from delivery.placed.rules import Bits
 
 SIZE = 256 << 20

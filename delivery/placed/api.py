@@ -10,8 +10,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response, Streamin
 from fastapi.routing import APIRouter
 from sqlalchemy.exc import DBAPIError
 
-from delivery.files.version import BLOCK
-from delivery.placed.disk import NoRoom, digest_of
+from delivery.placed.disk import BLOCK, NoRoom, digest_of
 from delivery.placed.intake import FIELD, Intake, Refused
 from delivery.placed.keeping import Keeper
 from delivery.placed.messages import LONGEST, File

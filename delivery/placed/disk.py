@@ -14,9 +14,11 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from delivery.files.version import BLOCK
 from ministream.base.errors import UserError
 from ministream.base.files import explained
+
+BLOCK = 256 << 10
+"""Bytes read, written or gathered at a time: with the number of files under way, what a site holds of them."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
 

@@ -18,13 +18,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from delivery.placed.disk import Disk, NoRoom, identify
+from delivery.placed.disk import BLOCK, Disk, NoRoom, identify
 from delivery.placed.messages import File, check_name
 from delivery.placed.rules import About, Judge, Place, Rule
 from ministream.base.errors import UserError
-
-BLOCK = 256 << 10
-"""Bytes of a body that are gathered before a thread takes them: with the number of uploads at once, what they hold."""
 
 LONGEST_BOUNDARY = 70
 """Bytes of a form's boundary (RFC 2046)."""

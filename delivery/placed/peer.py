@@ -8,7 +8,7 @@ import httpx
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from delivery.files.version import BLOCK
+from delivery.placed.disk import BLOCK
 from delivery.placed.messages import File
 from delivery.placed.register import State
 from ministream.base.errors import UserError
