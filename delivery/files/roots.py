@@ -101,7 +101,7 @@ class Root:
                 with self.open(path) as descriptor:
                     look.judge(path, path.rpartition("/")[2], os.fstat(descriptor))
             except UserError as error:
-                look.refuse(path, str(error))
+                look.refuse(path, str(error).removeprefix(f"{_printable(path)}: "))
         return look.listing()
 
     def stamps(self, paths: Iterable[str]) -> dict[str, Stamp]:

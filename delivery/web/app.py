@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry, generate_latest
@@ -57,6 +58,7 @@ def create_app(
     app.add_middleware(RequestLog, registry=app.state.registry)
     app.add_exception_handler(UserError, _on_user_error)
     app.add_exception_handler(DBAPIError, _on_no_records)
+    app.add_exception_handler(RequestValidationError, _on_bad_request)
 
     @app.get("/healthz", response_class=PlainTextResponse, tags=["service"])
     def healthz() -> str:
@@ -134,6 +136,15 @@ def _listen(config: uvicorn.Config) -> socket.socket:
 
 async def _on_user_error(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, status_code=400)
+
+
+async def _on_bad_request(_request: Request, error: Exception) -> JSONResponse:
+    """Say what is wrong where, in words; without what was sent, which may be a password, or no text at all."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for it
+    places = (".".join(map(str, fault["loc"][1:])) for fault in error.errors())
+    words = (fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+    told = "; ".join(": ".join(filter(None, pair)) for pair in zip(places, words, strict=True))
+    return JSONResponse({"detail": told.encode(errors="replace").decode()}, status_code=422)
 
 
 async def _on_no_records(_request: Request, error: Exception) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import time
 
 import httpx
@@ -162,11 +163,14 @@ def test_what_cannot_be_had_is_refused_with_a_list(service, tmp_path):
         ({"paths": ["x.h5"], "keep": "1000 days"}, 400),
         ({"paths": ["x.h5"], "after": "nobody"}, 404),
         ({"paths": ["x.h5"], "colour": "red"}, 422),
+        ({"paths": ["\ud800.h5"]}, 422),
     ],
 )
 def test_requests_beyond_the_limits_are_refused(service, request_, status):
     service.write("x.h5", b"x")
-    assert service.operator.post("/download", json=request_).status_code == status
+    headers = {"Content-Type": "application/json"}
+    answer = service.operator.post("/download", content=json.dumps(request_), headers=headers)
+    assert (answer.status_code, type(answer.json()["detail"])) == (status, str)
 
 
 def test_counted_downloads_end_a_ticket(service):
