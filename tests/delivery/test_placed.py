@@ -74,7 +74,7 @@ def test_poison_is_set_aside_seen_and_replayed(shared):
     shared.rest()
     file = next(copy.file for copy in shared.copies("zero") if copy.id == held)
     forged = file.model_copy(update={"id": "0" * 32, "name": "forged"})
-    lie = encode(Have(sender="one", id=held))  # one has it not, and zero asks before it deletes anything
+    lie = encode(Have(sender="one", id=held))
     for body in (b"rubbish", b"x" * 2000, encode(Offer(sender="one", file=forged)), lie):
         assert shared.ask("zero", "/messages", "POST", who="one", content=body).status_code == 200
 
@@ -173,7 +173,10 @@ def test_each_site_has_a_postgresql_database_and_one_that_was_down_catches_up(tm
         environment |= {f"{site.upper()}_{key}": value for key, value in parts.items()}
     with pair(tmp_path, environment=environment) as both:
         both.kill("zero")
-        assert both.upload("one", "z0", ZEROS).status_code == 201
+        uploaded = both.upload("one", "z0", ZEROS)
+        assert uploaded.status_code == 201
+        lie = encode(Have(sender="zero", id=uploaded.json()["id"]))  # one asks zero before it deletes anything
+        assert both.ask("one", "/messages", "POST", who="zero", content=lie).status_code == 200
         both.kill("one")
         both.start()
         fill(both)
