@@ -1,8 +1,8 @@
 """What is known of uploads: whose they are, which of their chunks are verified and written, what became of them.
 
 A chunk is entered when it is in the store, never before. Chunks that come at the same time are entered together, and
-without a wait for the disk, which would first write down all that came: after a loss of power, some may have to come
-again. Every change of state has its line in the audit
+without a wait for the disk, which would first write down all that came: no kill loses one, but a loss of power may
+undo chunks of open uploads, which must be sent anew then. Every change of state has its line in the audit
 trail, in the same transaction.
 """
 
