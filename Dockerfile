@@ -31,7 +31,12 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 
 # Our own code, with the entry points; a change of it renews a small layer only.
 FROM builder AS app
-COPY . /src
+COPY LICENSE README.md pyproject.toml /src/
+COPY aps_mini_apps /src/aps_mini_apps
+COPY ministream /src/ministream
+COPY producer /src/producer
+COPY receiver /src/receiver
+COPY s2cs /src/s2cs
 RUN pip --python /opt/venv/bin/python install --quiet --no-deps --target /app /src
 
 FROM builder AS control-packages

@@ -8,7 +8,7 @@ ARGS ?=
 
 PROTO = s2cs/proto/scistream
 
-.PHONY: help run test soak faults fuzz lint bench proto lock clean install up down test-docker
+.PHONY: help run test soak faults fuzz lint bench proto lock clean install up down deliver test-docker
 
 help:
 	@echo "make run [FILE=scan.h5] [ARGS=…]  stream a scan (without FILE: a phantom), reconstruct it, make a report"
@@ -17,6 +17,7 @@ help:
 	@echo "make faults                       random kills of servers, proxies and clients in mid-stream"
 	@echo "make fuzz                         a minute of a fuzzer's bytes for all that reads messages, addresses, policies"
 	@echo "make up, make down                two facilities in containers: a scan from one to the other; end them"
+	@echo "make deliver                      in containers: mirror the receiver's files, serve them by ticket, take uploads"
 	@echo "make test-docker                  run all tests of the containers (needs docker-compose; half an hour)"
 	@echo "make lint                         style, types, direction of imports"
 	@echo "make bench                        benchmarks, as ratios against peers"
@@ -48,6 +49,11 @@ up:
 
 down:
 	$(COMPOSE) down $(ARGS)
+
+# what the receiver of `make up` writes leaves
+deliver:
+	docker volume create $(or $(RECEIVER_OUTPUT),output_data) >/dev/null
+	$(COMPOSE) --env-file configs/delivery.env --profile sync --profile tickets --profile upload up --build $(ARGS)
 
 test-docker: .venv/.installed-dev
 	@docker info >/dev/null 2>&1 || bash tests/docker/engine.sh
@@ -90,7 +96,8 @@ lock: | .venv/bin/python
 	@$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate pyproject.toml -o requirements.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --group dev \
-		--extra delivery --extra delivery-postgres -c requirements.txt pyproject.toml -o requirements-dev.txt
+		--extra delivery --extra delivery-brokers --extra delivery-postgres --extra delivery-stores \
+		-c requirements.txt pyproject.toml -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
 		--group pyproject.toml:delivery-image -c requirements-dev.txt -o requirements-delivery.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --group fuzz \

@@ -3,16 +3,14 @@
 One server process on loopback offers the same files as our virtual zip, as one plain file of their total size through
 the same class of response, and as a zip made by zipstream-ng (stored, of known length), in two ways: as its users send
 it, by Starlette's StreamingResponse, and by our own sending of blocks, which is more than it gets elsewhere. Rounds are
-interleaved and shuffled, so that a noisy moment meets everybody; the client counts bytes and drops them.
+interleaved, so that a noisy moment meets everybody; the client counts bytes and drops them.
 
 Also measured: the time to the first byte of an archive of ten thousand files whose digests are known, from the request
 on, that is with the look at the folder and at the database; and the most memory that the server took.
 """
 
 import argparse
-import json
 import multiprocessing
-import random
 import resource
 import socket
 import statistics
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import uvicorn
+from results import Contestant, Result, compete, record
 from starlette.responses import StreamingResponse
 from zipstream import ZipStream
 
@@ -33,13 +32,13 @@ from delivery.archive.stream import Archive
 from delivery.database import open_database
 from delivery.files.catalogue import Catalogue
 from delivery.files.roots import Root
-from delivery.web.app import create_app
+from delivery.web.app import create_app, tend_garbage
 from delivery.web.ranges import RangeResponse
 from ministream.base import log
 
 FILES, FILE_SIZE = 32, 64 << 20
 MANY = 10_000
-ROUNDS = 7
+ROUNDS = 5
 OURS, PLAIN, PEER, PEER_HELPED = "ours", "plain file", "zipstream-ng", "zipstream-ng, sent by us"
 ROUTES = {OURS: "/zip", PLAIN: "/plain", PEER: "/peer", PEER_HELPED: "/peer-helped"}
 
@@ -78,6 +77,7 @@ def serve(folder: Path, told: Connection) -> None:
     """Serve the folder's files in all ways; tell the port."""
     log.configure("bench", level="error")
     app = create_app("bench")
+    tend_garbage()
     catalogue = Catalogue(open_database(f"sqlite:///{folder}/bench.db"))
 
     def archive(name: str) -> RangeResponse:
@@ -125,18 +125,8 @@ def make_files(folder: Path, files: int, size: int, many: int) -> None:
         file.write_bytes(number.to_bytes(4, "little") * 64)
 
 
-def measure(port: int, rounds: int) -> dict[str, list[float]]:
-    """Return MB/s of each way, by round."""
-    speeds: dict[str, list[float]] = {name: [] for name in ROUTES}
-    for _ in range(rounds):
-        for name in random.sample(list(ROUTES), len(ROUTES)):
-            received, seconds = fetch(port, ROUTES[name])
-            speeds[name].append(received / seconds / 1e6)
-    return speeds
-
-
 def main() -> None:
-    """Measure, and print one line of JSON for each result."""
+    """Measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=FILES)
     parser.add_argument("--size", type=int, default=FILE_SIZE)
@@ -158,22 +148,20 @@ def main() -> None:
 
 
 def report(port: int, rounds: int) -> None:
-    """Print what was measured."""
-    for path in ("/zip", "/many", "/plain"):  # digests are taken, files are in memory
+    """Measure, print and record."""
+    for path in ("/zip", "/many"):  # digests are taken, files are in memory
         fetch(port, path)
-    firsts = [fetch(port, "/many", first=True)[1] for _ in range(max(rounds, 5))]
-    speeds = measure(port, rounds)
-    ours = speeds[OURS]
-    ratios = {
-        f"to {name}": round(statistics.median(a / b for a, b in zip(ours, speeds[name], strict=True)), 2)
-        for name in ROUTES
-        if name != OURS
-    }
-    megabytes = {name: round(statistics.median(values)) for name, values in speeds.items()}
-    show("zip_stream", megabytes[OURS], "MB/s", ratios, megabytes)
-    show("zip_first_byte", round(statistics.median(firsts) * 1e3, 1), "ms", {}, {"worst": round(max(firsts) * 1e3, 1)})
-    with_body = memory(port)
-    show("zip_server_memory", round(with_body / 1e6), "MB", {}, {})
+    firsts = [fetch(port, "/many", first=True)[1] * 1e3 for _ in range(max(rounds, 7))]
+    held = memory(port)  # before the peers come
+    contestants = {name: contestant(port, path) for name, path in ROUTES.items()}
+    stream = compete("zip_stream", "MB/s", contestants, rounds)
+    first = Result("zip_first_byte", statistics.median(firsts), "ms (smaller is better)")
+    record([stream, first, Result("zip_server_memory", held / 1e6, "MB (smaller is better)")])
+
+
+def contestant(port: int, path: str) -> Contestant:
+    """Return one way of fetching all files; its work is what it brings, in MB."""
+    return Contestant(lambda: fetch(port, path), fetch(port, path)[0] / 1e6)
 
 
 def memory(port: int) -> int:
@@ -182,11 +170,6 @@ def memory(port: int) -> int:
         connection.sendall(b"GET /memory HTTP/1.0\r\n\r\n")
         with connection.makefile("rb") as answer:
             return int(answer.read().rpartition(b"\r\n")[2])
-
-
-def show(name: str, value: float, unit: str, ratios: dict[str, float], also: dict[str, float]) -> None:
-    """Print one result."""
-    print(json.dumps({"name": name, "value": value, "unit": unit, "ratios": ratios, "also": also}), flush=True)
 
 
 if __name__ == "__main__":

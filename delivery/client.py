@@ -4,27 +4,23 @@ What was asked for is noted in the folder, and what has come stays there: the sa
 the same ticket at the byte where it was cut.
 """
 
-import getpass
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 
+from delivery.archive.parcels import unpack, verify
+from delivery.asking import auth_of, checked, patiently
 from delivery.progress import progress_bar
-from delivery.sync.parcels import unpack, verify
 from delivery.tickets.models import OVER, State, Status, Volume
 from delivery.tickets.settings import DownloadSettings
 from ministream.base.errors import UserError
 from ministream.base.files import explained, whole_or_absent
 from ministream.base.log import get_logger
-
-PAUSE = 1.0
-"""Seconds between two tries of a service that does not answer."""
 
 T = TypeVar("T")
 
@@ -37,7 +33,9 @@ def main(settings: DownloadSettings) -> int:
     """Download what the settings name."""
     with explained(settings.output):
         settings.output.mkdir(parents=True, exist_ok=True)
-    with httpx.Client(base_url=settings.service.rstrip("/"), auth=_auth(settings), timeout=settings.timeout) as client:
+    with httpx.Client(
+        base_url=settings.service.rstrip("/"), auth=auth_of(settings), timeout=settings.timeout
+    ) as client:
         Download(settings, client).run()
     return 0
 
@@ -79,7 +77,7 @@ class Download:
     def _ask(self) -> str:
         request = self._request()
         answer = self._patiently(lambda: self._client.post("/download", json=request))
-        ticket = str(_checked(answer).json()["ticketId"])
+        ticket = str(checked(answer).json()["ticketId"])
         with whole_or_absent(self._note) as aside:
             aside.write_text(json.dumps({"service": self._settings.service, "request": request, "ticket": ticket}))
         get_logger().info("asked", ticket=ticket)
@@ -103,7 +101,7 @@ class Download:
     def _status(self, ticket: str) -> Status | None:
         accept = {"Accept": "application/json"}
         answer = self._patiently(lambda: self._client.get(f"/ticket/{ticket}/status", headers=accept))
-        return None if answer.status_code == 404 else Status.model_validate(_checked(answer).json())
+        return None if answer.status_code == 404 else Status.model_validate(checked(answer).json())
 
     def _wait(self, ticket: str) -> Status:
         """Follow a ticket until it is ready, and return its status then."""
@@ -113,7 +111,7 @@ class Download:
             nonlocal seen
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(seen)}
             with self._client.stream("GET", f"/ticket/{ticket}/status", headers=headers) as answer:
-                for seen, event in _events(_checked(answer)):  # noqa: B007 - read if the line is cut
+                for seen, event in _events(checked(answer)):  # noqa: B007 - read if the line is cut
                     bar.update(task, total=event.get("total"), completed=event.get("done", 0))
                     if event["state"] in (State.READY, *OVER):
                         return
@@ -165,7 +163,7 @@ class Download:
         with self._client.stream("GET", place, headers=headers) as answer:
             if answer.status_code == 409:
                 raise Anew
-            whole = _checked(answer).status_code == 200
+            whole = checked(answer).status_code == 200
             with explained(part), part.open("wb" if whole else "ab", buffering=0) as file, progress_bar() as bar:
                 task = bar.add_task(volume.name, total=volume.length, completed=0 if whole else held)
                 for block in answer.iter_raw():
@@ -182,80 +180,7 @@ class Download:
             verify(part)
 
     def _patiently(self, action: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
-        """Do `action`, again and again if the line is cut, until patience runs out without progress."""
-        deadline, reached = time.monotonic() + self._settings.patience, progress()
-        while True:
-            try:
-                return action()
-            except httpx.TransportError as error:
-                if progress() > reached:
-                    deadline, reached = time.monotonic() + self._settings.patience, progress()
-                if time.monotonic() > deadline:
-                    raise UserError(f"{self._settings.service}: {error or type(error).__name__}; is it up?") from error
-                get_logger().debug("no answer; trying again", reason=str(error))
-                time.sleep(PAUSE)
-
-
-class _Login(httpx.Auth):
-    """Logs in before the first request, and again when a token has become too old."""
-
-    def __init__(self, service: str, name: str, password: str) -> None:
-        self._url, self._who = f"{service.rstrip('/')}/login", {"name": name, "password": password}
-        self._token = ""
-
-    def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        for _ in range(2):
-            if not self._token:
-                answer = yield httpx.Request("POST", self._url, json=self._who)
-                answer.read()
-                self._token = str(_checked(answer).json()["access_token"])
-            request.headers["Authorization"] = f"Bearer {self._token}"
-            response = yield request
-            if response.status_code != 401:
-                return
-            self._token = ""
-
-
-class _Token(httpx.Auth):
-    """Shows a token."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        yield request
-
-
-def _auth(settings: DownloadSettings) -> httpx.Auth | None:
-    if settings.token_file:
-        return _Token(_secret(settings.token_file))
-    if settings.user:
-        given = settings.password_file
-        password = _secret(given) if given else getpass.getpass(f"password of {settings.user}: ")
-        return _Login(settings.service, settings.user, password)
-    return None
-
-
-def _secret(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _checked(answer: httpx.Response) -> httpx.Response:
-    """Return an answer that is a success; raise the service's words if it is none."""
-    if answer.status_code in (502, 503, 504):
-        raise httpx.RemoteProtocolError(f"{answer.status_code} {answer.reason_phrase}")
-    if not answer.is_success:
-        answer.read()
-        try:
-            detail = answer.json()["detail"]
-        except (ValueError, KeyError, TypeError):
-            detail = answer.reason_phrase
-        raise UserError(f"{answer.url.copy_with(query=None)}: {answer.status_code} {detail}")
-    return answer
+        return patiently(action, self._settings.service, self._settings.patience, progress)
 
 
 def _events(answer: httpx.Response) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -68,6 +68,11 @@ def start(name: str, function: Callable[P, Any], *args: P.args, **kwargs: P.kwar
         DBOS.start_workflow(function, *args, **kwargs)
 
 
+def pause(seconds: float) -> None:
+    """Let the job that calls this wait; after a kill, for what is left of that."""
+    DBOS.sleep(seconds)
+
+
 def cancel(name: str) -> None:
     """Let a job end after the step that it is in."""
     DBOS.cancel_workflow(name)

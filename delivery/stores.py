@@ -14,26 +14,33 @@ from obstore.store import LocalStore, S3Store
 from ministream.base.errors import UserError
 
 PART = 8 << 20
-"""Bytes put or got at a time; S3 takes no parts below 5 MiB but the last, and no more than 10 000."""
+"""Bytes put to S3 or got from it at a time; it takes no parts below 5 MiB but the last, and no more than 10 000."""
 
-WRITERS = 4
-"""Parts that are under way to S3 at once: with `PART`, what a put holds in memory."""
+BLOCK = 1 << 20
+"""The same for a folder, where a request costs little: what each of many downloads holds in memory."""
+
+WRITERS = 2
+"""Parts that are under way at once: with their length, what a put holds in memory."""
 
 _HALF = re.compile(r".+#\d+")
 """Names under which obstore writes to a folder, until it renames."""
 
 
+class StoreFailed(UserError):  # noqa: N818 - says what happened
+    """A store can't be reached, or takes no more; another try may do."""
+
+
 class Stored:
     """Content of a store that a `RangeResponse` can send."""
 
-    def __init__(self, get_range: Callable[[int, int], bytes], length: int, etag: str) -> None:
+    def __init__(self, get_range: Callable[[int, int], bytes], length: int, etag: str, block: int) -> None:
         self.length, self.etag = length, etag
-        self._get_range = get_range
+        self._get_range, self._block = get_range, block
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes from `start` up to, without, `stop`."""
-        for at in range(start, stop, PART):
-            yield self._get_range(at, min(at + PART, stop))
+        for at in range(start, stop, self._block):
+            yield self._get_range(at, min(at + self._block, stop))
 
 
 class Store:
@@ -49,7 +56,7 @@ class Store:
     Raises
     ------
     UserError
-        If the URL names no store. Methods raise it where the store can't be reached, or is full.
+        If the URL names no store. Methods raise StoreFailed where the store can't be reached, or is full.
     """
 
     def __init__(self, url: str) -> None:
@@ -58,12 +65,13 @@ class Store:
             self._store = _open(url)
         except (BaseError, OSError, ValueError) as error:
             raise UserError(f"store {url}: {error}; give a folder or s3://bucket/prefix") from error
+        self._block = BLOCK if isinstance(self._store, LocalStore) else PART
 
     def put_stream(self, key: str, blocks: Iterable[bytes]) -> int:
         """Store what `blocks` yields and return its length in bytes; if they raise, so does this."""
         counted = _Counted(blocks)
         try:
-            obstore.put(self._store, key, counted, chunk_size=PART, max_concurrency=WRITERS)
+            obstore.put(self._store, key, counted, chunk_size=self._block, max_concurrency=WRITERS)
         except Exception as error:
             raise counted.error or self._told(error, key) from error
         return counted.length
@@ -79,7 +87,7 @@ class Store:
         length = self.size(key)
         if length is None:
             raise FileNotFoundError(f"nothing is under {key} in {self.url}")
-        return Stored(lambda start, stop: self._get_range(key, start, stop), length, etag)
+        return Stored(lambda start, stop: self._get_range(key, start, stop), length, etag, self._block)
 
     def size(self, key: str) -> int | None:
         """Return the length of what is under `key`, None if nothing is."""
@@ -122,9 +130,9 @@ class Store:
         except (BaseError, OSError) as error:
             raise self._told(error, key) from error
 
-    def _told(self, error: Exception, key: str) -> UserError:
+    def _told(self, error: Exception, key: str) -> StoreFailed:
         words = str(error).strip().splitlines()
-        return UserError(f"store {self.url}, {key}: {words[0] if words else type(error).__name__}")
+        return StoreFailed(f"store {self.url}, {key}: {words[0] if words else type(error).__name__}")
 
 
 class _Counted:

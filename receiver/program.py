@@ -23,6 +23,7 @@ from receiver.orders import reconstruction
 from receiver.roster import Roster
 from receiver.serving import Serving
 from receiver.settings import ReceiverSettings
+from receiver.uploads import Uploads, last_files
 
 SERVICE = "receiver"
 
@@ -51,8 +52,9 @@ def main(settings: ReceiverSettings) -> int:
         )
         if settings.slices and not settings.remote_workers:
             kernels.start("kernels", "receiver.kernels", command_line({"slices": settings.slices}))
-        service = _Service(settings, desk, roster)
-        cut_off = service.work(stop, serving, kernels)
+        with Uploads(settings.upload, settings.upload_token_file) as uploads:
+            service = _Service(settings, desk, roster, uploads)
+            cut_off = service.work(stop, serving, kernels)
     say.info("ended", reason=_reason(stop))
     return 1 if cut_off else 0
 
@@ -68,8 +70,8 @@ def _reason(stop: StopFlag) -> str:
 class _Service:
     """What the main thread does: runs, one after the other."""
 
-    def __init__(self, settings: ReceiverSettings, desk: Desk, roster: Roster) -> None:
-        self._settings, self._desk, self._roster = settings, desk, roster
+    def __init__(self, settings: ReceiverSettings, desk: Desk, roster: Roster, uploads: Uploads) -> None:
+        self._settings, self._desk, self._roster, self._uploads = settings, desk, roster, uploads
 
     def work(self, stop: StopFlag, serving: Serving, kernels: Children) -> bool:
         """Carry out runs until a stop is asked for; return whether one was cut off."""
@@ -114,6 +116,8 @@ class _Service:
             reason = f"internal fault of the receiver: {error!r}"
         report = self._report(run, time.monotonic() - began, hear)
         self._end(run, state, reason, report=report)
+        if state is State.COMPLETE and (files := last_files(run.progress.files)):
+            self._uploads.send(files, scan_of(files[0]))
 
     def _end(self, run: Run, state: State, reason: str, *, report: str | None = None) -> None:
         progress = run.progress

@@ -44,6 +44,11 @@ class ReceiverSettings(Settings):
         0, ge=0, help="Slices of a worker for which kernels are compiled at the start; 0: when a scan comes.",
         group="Runs",
     )  # fmt: skip
+    upload: str = option(
+        "", help="URL of an archive (`delivery intake`) that each finished reconstruction is sent to; empty: none.",
+        group="Upload",
+    )  # fmt: skip
+    upload_token_file: str = option("", help="File with the token for it.", group="Upload")
     history: int = option(10_000, ge=100, help="Events of a run that are kept for who follows it.", group="Runs")
 
     @field_validator("networks")

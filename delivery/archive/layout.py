@@ -89,13 +89,12 @@ class Layout:
     def __init__(self, root: Root, entries: Sequence[Entry], *, manifest: bool = True) -> None:
         _check_names(entries)
         self.root = root
-        self._members: list[Member] = []
-        self._bodies: list[bytes | FileVersion] = []
-        for entry, body in zip(entries, _bodies(root, entries), strict=True):
-            self._add(entry.name, entry.version, body)
+        self._bodies = list(_bodies(root, entries))
+        self._members = [_member(*entry, body) for entry, body in zip(entries, self._bodies, strict=True)]
         listed = _manifest(entries)
         if manifest:
-            self._add(MANIFEST, _described(listed), listed)
+            self._bodies.append(listed)
+            self._members.append(_member(MANIFEST, _described(listed), listed))
         sizes = (local_length(member) + member.packed for member in self._members)
         self._starts = list(accumulate(sizes, initial=0))
         self._directory = self._starts.pop()
@@ -122,12 +121,6 @@ class Layout:
         yield self._directory, b"".join(map(central_record, self._members, self._starts))
         yield self._directory + self._directory_length, self._end()
 
-    def _add(self, name: str, version: FileVersion, body: bytes | FileVersion) -> None:
-        packed = len(body) if isinstance(body, bytes) else body.size
-        method = STORED if packed == version.size else DEFLATED
-        self._members.append(Member(name.encode(), method, version.crc32, packed, version.size, version.mtime_ns))
-        self._bodies.append(body)
-
     def _end(self) -> bytes:
         return end_records(len(self._members), self._directory_length, self._directory)
 
@@ -153,11 +146,17 @@ def _bodies(root: Root, entries: Sequence[Entry]) -> Iterator[bytes | FileVersio
         yield body
 
 
+def _member(name: str, version: FileVersion, body: bytes | FileVersion) -> Member:
+    packed = len(body) if isinstance(body, bytes) else body.size
+    method = STORED if packed == version.size else DEFLATED
+    return Member(name.encode(), method, version.crc32, packed, version.size, version.mtime_ns)
+
+
 def _manifest(entries: Sequence[Entry]) -> bytes:
     """Return the manifest; written by hand, since `json` takes three times as long and each first byte waits for it."""
     files = [
-        f'{{"name":{_quoted(name)},"size":{v.size},"mtime_ns":{v.mtime_ns},"sha256":"{v.sha256}","blake3":"{v.blake3}"}}'
-        for name, v in entries
+        f'{{"name":{_quoted(name)},"size":{size},"mtime_ns":{mtime_ns},"sha256":"{sha256}","blake3":"{blake3}"}}'
+        for name, (_, size, mtime_ns, _, _, sha256, blake3) in entries
     ]
     return ('{"files":[\n' + ",\n".join(files) + "\n]}\n").encode()
 

@@ -36,7 +36,7 @@ class Catalogue:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._recent: dict[tuple[str, str], FileVersion] = {}
+        self._recent: dict[str, dict[str, FileVersion]] = {}
 
     def look(
         self, root: Root, files: Iterable[Found], progress: Callable[[FileVersion], None] | None = None
@@ -74,7 +74,7 @@ class Catalogue:
     def forget(self, root: Root, paths: Sequence[str]) -> None:
         """Drop what is known of files that have left the root."""
         for path in paths:
-            self._recent.pop((str(root.folder), path), None)
+            self._recent.get(str(root.folder), {}).pop(path, None)
         with writing(self._engine) as connection:
             for some in _batches(paths):
                 connection.execute(delete(versions).where(_among(root, some)))
@@ -83,22 +83,23 @@ class Catalogue:
         """Return the versions that are known and still those of the files, by path."""
         folder = str(root.folder)
         stamps: dict[str, Stamp] = dict(wanted)
-        recent = ((path, self._recent.get((folder, path))) for path in stamps)
-        known = {path: version for path, version in recent if version and version.stamp == stamps[path]}
+        recent = self._recent.get(folder, {})
+        known = {path: recent[path] for path, stamp in wanted if path in recent and recent[path][1:4] == stamp}
+        read: dict[str, FileVersion] = {}
         with self._engine.connect() as connection:
             for some in _batches([path for path in stamps if path not in known]):
                 for row in connection.execute(select(*_VERSION).where(_among(root, some))).all():
                     version = FileVersion._make(row)
                     if version.stamp == stamps[version.path]:
-                        known[version.path] = version
-        self._keep(folder, known)
-        return known
+                        read[version.path] = version
+        self._keep(folder, read)
+        return known | read
 
     def _keep(self, folder: str, known: Mapping[str, FileVersion]) -> None:
         """Hold versions in memory: a folder is looked at again and again, and a database costs ten times as much."""
-        if len(self._recent) + len(known) > HELD:
+        if sum(map(len, self._recent.values())) + len(known) > HELD:
             self._recent = {}
-        self._recent.update(((folder, path), version) for path, version in islice(known.items(), HELD))
+        self._recent.setdefault(folder, {}).update(islice(known.items(), HELD))
 
     def _remember(self, root: Root, fresh: Sequence[FileVersion]) -> None:
         if fresh:

@@ -14,6 +14,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +44,9 @@ class Refused(NamedTuple):
 
     path: str
     reason: str
+
+
+_by_path = itemgetter(0)
 
 
 class Listing(NamedTuple):
@@ -96,8 +101,22 @@ class Root:
                 with self.open(path) as descriptor:
                     look.judge(path, path.rpartition("/")[2], os.fstat(descriptor))
             except UserError as error:
-                look.refuse(path, str(error))
+                look.refuse(path, str(error).removeprefix(f"{_printable(path)}: "))
         return look.listing()
+
+    def stamps(self, paths: Iterable[str]) -> dict[str, Stamp]:
+        """Return the present stamps of files that were found before, by path; without those that are no more.
+
+        Paths of one folder are best given one after another: each folder is then opened once.
+        """
+        present: dict[str, Stamp] = {}
+        for folder, some in groupby(paths, _folder_of):
+            try:
+                with self._folder(_parts(folder) if folder else [], folder) as descriptor:
+                    present.update(_stamps(descriptor, some))
+            except UserError:  # the folder is gone
+                continue
+        return present
 
     @contextmanager
     def open(self, path: str, stamp: Stamp | None = None) -> Iterator[int]:
@@ -180,10 +199,13 @@ class _Look:
         with os.scandir(descriptor) as entries:
             for entry in entries:
                 path = prefix + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    self._enter(descriptor, entry.name, path)
-                else:
-                    self._judge_entry(entry, path)
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        self._enter(descriptor, entry.name, path)
+                    else:
+                        self.judge(path, entry.name, entry.stat(follow_symlinks=False))
+                except OSError as error:  # gone since the folder was read
+                    self.refuse(path, error.strerror or "gone")
 
     def _enter(self, descriptor: int, name: str, path: str) -> None:
         if reason := _unfit(name):
@@ -198,12 +220,6 @@ class _Look:
             self.walk(inner, f"{path}/")
         finally:
             os.close(inner)
-
-    def _judge_entry(self, entry: "os.DirEntry[str]", path: str) -> None:
-        try:
-            self.judge(path, entry.name, entry.stat(follow_symlinks=False))
-        except OSError as error:  # gone since the folder was read
-            self.refuse(path, error.strerror or "gone")
 
     def judge(self, path: str, name: str, status: os.stat_result) -> None:
         """Put a file among those that may leave, or among those that may not."""
@@ -227,7 +243,22 @@ class _Look:
             files = [found for found, name in zip(files, names, strict=True) if count[name] == 1]
             for found in set(self._files).difference(files):
                 self.refuse(found.path, "its name differs from another one's only in case or in Unicode's composition")
-        return Listing(sorted(files), sorted(self._refused))
+        return Listing(sorted(files, key=_by_path), sorted(self._refused))
+
+
+def _stamps(folder: int, paths: Iterable[str]) -> Iterator[tuple[str, Stamp]]:
+    """Yield path and stamp of those files in an open folder that are still there."""
+    for path in paths:
+        try:
+            status = os.stat(path.rpartition("/")[2], dir_fd=folder, follow_symlinks=False)
+        except (OSError, ValueError):
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield path, stamp_of(status)
+
+
+def _folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _parts(path: str) -> list[str]:

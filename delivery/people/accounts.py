@@ -20,6 +20,9 @@ from delivery.database import metadata, writing
 HASHES = 2
 """Passwords that are hashed at a time, each in tens of megabytes."""
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{1,63}$"
+"""Names that people may have."""
+
 GUESSES, PAUSE = 5, 60.0
 """Wrong passwords of a name within so many seconds, after which all are refused."""
 
@@ -88,10 +91,14 @@ class Accounts:
         NameTaken
             If there is one of that name.
         """
+        self.take_over(name, self._hash(password), licence=licence, quota=quota)
+
+    def take_over(self, name: str, password_hash: str, *, licence: float, quota: int) -> None:
+        """Make an account for a user of another system, whose password has this argon2 hash; NameTaken as above."""
         values = {"role": Role.USER, "licence_until": self.clock() + licence, "quota": quota}
         try:
             with writing(self._engine) as connection:
-                connection.execute(insert(accounts).values(name=name, password=self._hash(password), **values))
+                connection.execute(insert(accounts).values(name=name, password=password_hash, **values))
         except IntegrityError as error:
             raise NameTaken from error
 

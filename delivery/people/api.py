@@ -7,11 +7,11 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
-from delivery.people.accounts import Accounts, NameTaken, Person, Role, TooManyGuesses
+from delivery.people.accounts import NAME, Accounts, NameTaken, Person, Role, TooManyGuesses
 from delivery.people.logins import Logins, Tokens
 from ministream.base.units import Duration, Size
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{1,63}$")]
+Name = Annotated[str, Field(pattern=NAME)]
 
 _scheme = HTTPBearer(auto_error=False, description="Authorization: Bearer TOKEN")
 Given = Annotated[HTTPAuthorizationCredentials | None, Depends(_scheme)]

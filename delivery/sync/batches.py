@@ -66,6 +66,10 @@ class Batches:
         self._laid_out: dict[Mirror, Offer] = {}
         self._refused: dict[str, set[Refused]] = {}
 
+    def check(self, project: str) -> None:
+        """Raise UnknownProject if there is no such project."""
+        self._projects.root(project)
+
     def offer(self, mirror: Mirror) -> Offer | None:
         """Return what a mirror is to fetch: what it was offered before, else all that is new; None if nothing is.
 
@@ -125,7 +129,8 @@ class Batches:
     def _offer(self, mirror: Mirror, root: Root) -> Offer | None:
         listing = root.scan()
         self._tell_refused(mirror.project, listing)
-        found = [file for file in listing.files if file.path.lower().endswith(f".{mirror.ext}")]
+        ending = f".{mirror.ext}"
+        found = [file for file in listing.files if file.path.lower().endswith(ending)]
         offer = self._current(mirror, root, found) or self._new(mirror, root, found)
         if offer is None:
             self._archive(mirror.project, root, listing.files)
@@ -135,25 +140,34 @@ class Batches:
         """Return what was offered before, if all of it is still as it was."""
         offer = self._laid_out.get(mirror)
         batch = offer.batch if offer else self._ledger.offered(mirror)
-        stamps = dict(found)
-        if batch is None or any(stamps.get(version.path) != version.stamp for version in batch.versions):
+        if batch is None:
             return None
-        offer = self._laid_out[mirror] = offer or _lay_out(batch, root)
+        stamps = dict(found)
+        if any(stamps.get(version.path) != version.stamp for version in batch.versions):
+            return None
+        offer = self._laid_out[mirror] = offer or self._lay_out(batch, root)
         return offer
 
     def _new(self, mirror: Mirror, root: Root, found: list[Found]) -> Offer | None:
         had = self._ledger.had(mirror.project)
         versions = self._catalogue.look(root, found)
-        new = [version for version in versions if had.get(version.path, {}).get(mirror.broker) != version.blake3]
-        new = self._limited(new)
+        mine = {path: has[mirror.broker] for path, has in had.items() if mirror.broker in has}
+        new = self._limited([version for version in versions if mine.get(version.path) != version.blake3])
         if not new:
             return None
         moment = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         batch = Batch(uuid.uuid4().hex, mirror, f"{mirror.ext}_{len(new)}files_{moment}.zip", new)
-        offer = _lay_out(batch, root)
+        offer = self._lay_out(batch, root)
         self._ledger.offer(batch)
         self._laid_out[mirror] = offer
         return offer
+
+    def _lay_out(self, batch: Batch, root: Root) -> Offer:
+        """Lay a batch out; brokers that are to have the same files share a layout, which may be large."""
+        for other, layout in list(self._laid_out.values()):
+            if other.mirror.project == batch.mirror.project and other.versions == batch.versions:
+                return Offer(batch, layout)
+        return Offer(batch, Layout(root, [Entry(version.path, version) for version in batch.versions]))
 
     def _limited(self, versions: list[FileVersion]) -> list[FileVersion]:
         total = 0
@@ -195,10 +209,6 @@ class Batches:
         for path, reason in sorted(refused - told):
             get_logger().info("not offered", project=project, file=path, reason=reason)
         self._refused[project] = refused
-
-
-def _lay_out(batch: Batch, root: Root) -> Offer:
-    return Offer(batch, Layout(root, [Entry(version.path, version) for version in batch.versions]))
 
 
 def _compare(batch: Batch, digests: Mapping[str, str]) -> None:

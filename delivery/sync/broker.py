@@ -9,10 +9,10 @@ import random
 import threading
 from concurrent.futures import Future
 
+from delivery.archive.parcels import Damaged, verify
 from delivery.sync.fetching import Busy, Server
 from delivery.sync.hooks import Hook, find_hook
 from delivery.sync.inbox import Inbox, Record
-from delivery.sync.parcels import Damaged, verify
 from delivery.sync.settings import BrokerSettings
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import SLICE, StopFlag

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from delivery.sync.parcels import unpack
+from delivery.archive.parcels import unpack
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
 

@@ -4,11 +4,12 @@ A mirror is offered one batch at a time, and the same one until it is acknowledg
 broker has is remembered by path and content until all brokers have it and the file has left for the archive.
 """
 
-import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import Boolean, Column, Engine, Index, Row, String, Table, Text, and_, delete, insert, select, update
+from sqlalchemy.sql.functions import count
 
 from delivery.database import metadata, upsert, writing
 from delivery.files.version import FileVersion
@@ -79,7 +80,8 @@ class Ledger:
         mine = and_(*(_batches.c[name] == value for name, value in batch.mirror._asdict().items()))
         with writing(self._engine) as connection:
             connection.execute(delete(_batches).where(mine, ~_batches.c.acknowledged))
-            row = {"id": batch.id, "name": batch.name, "files": json.dumps(batch.versions), "acknowledged": False}
+            files = to_json([tuple(version) for version in batch.versions]).decode()  # of tuples it is twice as fast
+            row = {"id": batch.id, "name": batch.name, "files": files, "acknowledged": False}
             connection.execute(insert(_batches).values(**row, **batch.mirror._asdict()))
 
     def acknowledge(self, batch: Batch) -> None:
@@ -92,6 +94,13 @@ class Ledger:
         with writing(self._engine) as connection:
             connection.execute(update(_batches).where(_batches.c.id == batch.id).values(acknowledged=True, files="[]"))
             upsert(connection, _had, rows)
+
+    def tally(self) -> list[tuple[Mirror, bool, int]]:
+        """Return how many batches mirrors were offered: those that are acknowledged (True) and those that are not."""
+        columns = _batches.c.broker, _batches.c.project, _batches.c.ext, _batches.c.acknowledged
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(*columns, count()).group_by(*columns)).all()
+        return [(Mirror(*row[:3]), row.acknowledged, row[-1]) for row in rows]
 
     def had(self, project: str) -> dict[str, dict[str, str]]:
         """Return what brokers have of files that have not left: the content's BLAKE3, by path and broker."""
@@ -110,5 +119,5 @@ class Ledger:
 
 
 def _batch(row: Row[Any]) -> Batch:
-    versions = [FileVersion._make(fields) for fields in json.loads(row.files)]
+    versions = [FileVersion._make(fields) for fields in from_json(row.files)]
     return Batch(row.id, Mirror(row.broker, row.project, row.ext), row.name, versions, row.acknowledged)

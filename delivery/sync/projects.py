@@ -1,14 +1,15 @@
 """The folders of projects: files are offered from `bar`, and end in `archive`, from where nothing is offered."""
 
+import errno
 import os
 import shutil
 from itertools import count
 from pathlib import Path
 
+from delivery.files.aside import written_aside
 from delivery.files.roots import Root
 from delivery.files.version import FileVersion, SourceChanged, digest
-from delivery.sync.aside import written_aside
-from delivery.sync.settings import NAME
+from delivery.settings import NAME
 from ministream.base.errors import UserError
 
 OFFERED, ARCHIVE = "bar", "archive"
@@ -73,10 +74,7 @@ class Projects:
             if not self._holds(place.parent):
                 raise UserError(f"{place.parent} leads out of {self._folder}; make it a folder")
             with root.open(version.path, version.stamp):
-                if place.parent.stat().st_dev == source.stat().st_dev:
-                    _rename(source, place, version)
-                else:
-                    _carry_over(source, place, version)
+                _move(source, place, version)
         except OSError as error:
             raise UserError(f"{source} cannot be moved to {folder}: {error.strerror}; it stays where it is") from error
         return place
@@ -94,6 +92,15 @@ def _free(place: Path) -> Path:
     """Return `place`, or the first of `name (2)`, `name (3)`, … that is free."""
     names = (place.with_name(f"{place.stem} ({number}){place.suffix}") for number in count(2))
     return place if not os.path.lexists(place) else next(name for name in names if not os.path.lexists(name))
+
+
+def _move(source: Path, place: Path, version: FileVersion) -> None:
+    try:
+        _rename(source, place, version)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # which two mounts of one file system are, too: a look at st_dev tells nothing
+            raise
+        _carry_over(source, place, version)
 
 
 def _rename(source: Path, place: Path, version: FileVersion) -> None:

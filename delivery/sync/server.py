@@ -13,20 +13,21 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DBAPIError
 from starlette.concurrency import run_in_threadpool
 
 from delivery.archive.stream import Archive
 from delivery.database import open_database
 from delivery.files.catalogue import Catalogue
 from delivery.files.version import SourceChanged
+from delivery.people.tokens import TokenFile
+from delivery.settings import listed
 from delivery.sync.batches import Batches, Offer, UnknownBatch, WrongDigests
 from delivery.sync.ledger import Ledger, Mirror
+from delivery.sync.metrics import Meter, Mirrors
 from delivery.sync.projects import Projects, UnknownProject
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH, Acknowledgement
-from delivery.sync.settings import ServerSettings, listed
-from delivery.sync.tokens import TokenFile
-from delivery.web.app import bearer, create_app, serve
+from delivery.sync.settings import ServerSettings
+from delivery.web.app import LATER, bearer, create_app, serve
 from delivery.web.ranges import RangeResponse
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
@@ -36,8 +37,6 @@ LOOK = 1.0
 
 LONGEST_WAIT = 60
 """Seconds that a request is held: proxies on the way give up after about as long."""
-
-RETRY = {"Retry-After": "10"}
 
 _STATUS: dict[type[UserError], int] = {UnknownProject: 404, UnknownBatch: 404, WrongDigests: 409, SourceChanged: 503}
 
@@ -53,10 +52,12 @@ def main(settings: ServerSettings) -> int:
     engine = open_database(settings.database_url)
     who, holders = _rights(settings)
     brokers = (lambda _project: listed(settings.brokers)) if settings.brokers else holders
-    batches = Batches(projects, Ledger(engine), Catalogue(engine), brokers, settings.batch)
+    ledger = Ledger(engine)
+    batches = Batches(projects, ledger, Catalogue(engine), brokers, settings.batch)
     for project in projects.names():
         batches.tidy(project)
     app = sync_app(batches, who, holders, listed(settings.extensions), settings.require_acknowledgement)
+    app.state.registry.register(Mirrors(ledger, projects))
     try:
         return serve(app, settings.host, settings.port)
     finally:
@@ -82,14 +83,17 @@ def sync_app(batches: Batches, who: Any, holders: Right, extensions: Collection[
     app = create_app("Mini-Stream delivery: sync", description=__doc__ or "")
     for fault in _STATUS:
         app.add_exception_handler(fault, _tell_fault)
-    app.add_exception_handler(DBAPIError, _tell_no_records)
+    meter = Meter(app.state.registry)
 
     def mirror(project: str, ext: str, broker: str = who) -> Mirror:
         if ext not in extensions:
             raise HTTPException(406, f"files {ext[:20]!r} are not offered; there are {', '.join(extensions)}")
         if broker not in holders(project):
             raise HTTPException(403, "this token is not for that project")
-        return Mirror(broker, project, ext)
+        batches.check(project)  # before it is counted: names that anybody makes up would fill the memory
+        asking = Mirror(broker, project, ext)
+        meter.heard(asking)
+        return asking
 
     @app.api_route("/stream/{project}/{ext}", methods=["GET", "HEAD"], tags=["sync"], response_class=Response)
     async def stream(request: Request, asking: Mirror = Depends(mirror)) -> Response:  # noqa: B008 - FastAPI's way
@@ -102,7 +106,8 @@ def sync_app(batches: Batches, who: Any, holders: Right, extensions: Collection[
                 batches.sent(batch)
 
         headers = {BATCH: batch.id}
-        return RangeResponse(Archive(offer.layout), filename=batch.name, headers=headers, on_sent=on_sent)
+        content = meter.metered(Archive(offer.layout), asking)
+        return RangeResponse(content, filename=batch.name, headers=headers, on_sent=on_sent)
 
     @app.put("/stream/{project}/{ext}/batches/{batch}", status_code=204, tags=["sync"])
     def acknowledge(batch: str, has: Acknowledgement, asking: Mirror = Depends(mirror)) -> None:  # noqa: B008
@@ -141,7 +146,7 @@ def _rights(settings: ServerSettings) -> tuple[Any, Right]:
             return tokens.bearer(token)
         except UserError as error:
             get_logger().error("no token can be judged", reason=str(error))
-            raise HTTPException(503, "this server cannot read its tokens; its log says why", RETRY) from error
+            raise HTTPException(503, "this server cannot read its tokens; its log says why", LATER) from error
 
     return bearer(judge), tokens.holders
 
@@ -155,10 +160,4 @@ def _make_folder(settings: ServerSettings) -> None:
 
 async def _tell_fault(_request: Request, error: Exception) -> JSONResponse:
     status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
-    return JSONResponse({"detail": str(error)}, status, RETRY if status == 503 else None)
-
-
-async def _tell_no_records(_request: Request, error: Exception) -> JSONResponse:
-    """Answer where the database can't be written to: nothing is lost, and another try may do."""
-    get_logger().error("cannot keep records: is the disk full?", reason=str(getattr(error, "orig", error)))
-    return JSONResponse({"detail": "the server cannot keep its records now; try again later"}, 503, RETRY)
+    return JSONResponse({"detail": str(error)}, status, LATER if status == 503 else None)

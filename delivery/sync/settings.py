@@ -1,17 +1,13 @@
 """The options of the server and of the broker."""
 
-import re
 from pathlib import Path
 from typing import Self
 
 from pydantic import field_validator, model_validator
 
-from delivery.settings import ServiceSettings
+from delivery.settings import NAME, ServiceSettings, listed
 from ministream.base.settings import Settings, option
 from ministream.base.units import Duration, Size
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Names of projects, extensions and brokers: fit for a folder and for a URL as they are."""
 
 
 class ServerSettings(ServiceSettings):
@@ -106,8 +102,3 @@ class BrokerSettings(Settings):
         if not value.startswith(("http://", "https://")):
             raise ValueError("give a URL such as http://server:8080/stream")
         return value.rstrip("/")
-
-
-def listed(names: str) -> list[str]:
-    """Return the names in a list that is divided by commas."""
-    return [name.strip() for name in names.split(",") if name.strip()]

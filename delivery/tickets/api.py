@@ -7,9 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from delivery.files.version import SourceChanged
 from delivery.people.accounts import Person
 from delivery.people.api import Door, Given
 from delivery.people.rights import NoLicence, OverQuota
+from delivery.stores import StoreFailed
 from delivery.tickets.book import Book, Ticket
 from delivery.tickets.desk import Desk, Refused
 from delivery.tickets.events import Bell, stream
@@ -78,6 +80,8 @@ class Api:
         app.include_router(routes)
         app.add_exception_handler(Refused, _on_refused)
         app.add_exception_handler(Unavailable, _on_unavailable)
+        app.add_exception_handler(SourceChanged, lambda _request, error: _told(409, str(error)))
+        app.add_exception_handler(StoreFailed, lambda _request, error: _told(503, str(error)))
         app.add_exception_handler(NoLicence, lambda _request, error: _told(402, str(error)))
         app.add_exception_handler(OverQuota, lambda _request, error: _told(429, str(error)))
 
@@ -175,7 +179,7 @@ class Api:
 
 
 def _told(status: int, detail: str, **more: Any) -> Response:
-    return JSONResponse({"detail": detail, **more}, status, RETRY_AFTER if status in (409, 429) else None)
+    return JSONResponse({"detail": detail, **more}, status, RETRY_AFTER if status in (409, 429, 503) else None)
 
 
 def _on_refused(_request: Request, error: Exception) -> Response:

@@ -15,8 +15,8 @@ from delivery.people.accounts import Accounts
 from delivery.people.api import Door, Terms, add_routes
 from delivery.people.logins import Logins
 from delivery.people.secrets import secret_key
+from delivery.people.tokens import TokenFile
 from delivery.stores import Store
-from delivery.sync.tokens import TokenFile
 from delivery.tickets import pages
 from delivery.tickets.api import Api
 from delivery.tickets.book import Book

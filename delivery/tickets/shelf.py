@@ -46,6 +46,7 @@ class Shelf:
         self.root, self._catalogue = root, catalogue
         self._store, self.attic = store, attic
         self._space, self._spare = space, spare
+        self._laid_out: tuple[str, Archive] | None = None
         self._fetched: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -81,7 +82,7 @@ class Shelf:
         volumes: list[dict[str, Any]] = []
         try:
             for index, some in enumerate(volumes_of(files, most)):
-                archive = self._archive(some)
+                archive = self._archive(_key(key, index), some)
                 digest = self._keep(_key(key, index), archive, watch) if copy else ""
                 volumes.append({"length": archive.length, "etag": archive.etag, "sha256": digest})
         except BaseException:
@@ -100,7 +101,7 @@ class Shelf:
         """
         if volume["sha256"]:
             return _Guarded(self._store.open(_key(key, index), volume["etag"]), lambda by: self._fetch(key, by))
-        return self._archive(volumes_of(files, most)[index])
+        return self._archive(_key(key, index), volumes_of(files, most)[index])
 
     def is_fetched(self, key: str) -> bool:
         """Return whether somebody is fetching it just now."""
@@ -121,9 +122,14 @@ class Shelf:
             if name.split("/")[1] not in known:
                 self._store.delete(name)
 
-    def _archive(self, files: Sequence[Found]) -> Archive:
-        versions = self._catalogue.look(self.root, files)
-        return Archive(Layout(self.root, [Entry(version.path, version) for version in versions]))
+    def _archive(self, name: str, files: Sequence[Found]) -> Archive:
+        """Lay an archive out; the last one is remembered, since who fetches it by ranges asks for it again."""
+        last = self._laid_out
+        if last is None or last[0] != name:
+            versions = self._catalogue.look(self.root, files)
+            last = name, Archive(Layout(self.root, [Entry(version.path, version) for version in versions]))
+            self._laid_out = last
+        return last[1]
 
     def _keep(self, name: str, archive: Archive, watch: Watch) -> str:
         digest = hashlib.sha256()

@@ -1,14 +1,13 @@
 """The files that a ticket is for: found when it is queued, looked at again when it starts and when it is fetched."""
 
-import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from blake3 import blake3
 
 from delivery.files.roots import Found, Refused, Root
-from delivery.files.version import Stamp, stamp_of
+from delivery.files.version import Stamp
 from ministream.base.errors import UserError
 
 _PER_FILE = 1200
@@ -72,16 +71,11 @@ def select_files(root: Root, paths: Iterable[str]) -> list[Found]:
 
 def look_again(root: Root, files: Sequence[Found]) -> Change:
     """Look at files that were found before; one that is being written to counts as changed."""
-    now: list[Found] = []
-    changed, missing = [], []
-    for found in files:
-        present = _stamp(root, found)
-        if present is None:
-            missing.append(found.path)
-            continue
-        now.append(Found(found.path, present))
-        if present != found.stamp:
-            changed.append(found.path)
+    present = root.stamps(path for path, _ in files)
+    there = [found for found in files if found.path in present]
+    changed = [path for path, stamp in there if present[path] != stamp]
+    now = [Found(path, present[path]) for path, _ in there] if changed else there
+    missing = [path for path, _ in files if path not in present]
     return Change(now, changed, missing)
 
 
@@ -113,18 +107,9 @@ def packed(files: Iterable[Found]) -> list[list[object]]:
     return [[path, *stamp] for path, stamp in files]
 
 
-def unpacked(rows: Iterable[Sequence[object]]) -> list[Found]:
+def unpacked(rows: Iterable[Sequence[Any]]) -> list[Found]:
     """Return what `packed` made."""
-    return [Found(str(path), Stamp._make(stamp)) for path, *stamp in rows]
-
-
-def _stamp(root: Root, found: Found) -> Stamp | None:
-    """Return a file's present stamp, None if it is there no more."""
-    try:
-        with root.open(found.path) as descriptor:
-            return stamp_of(os.fstat(descriptor))
-    except UserError:
-        return None
+    return [Found(path, Stamp(size, mtime_ns, inode)) for path, size, mtime_ns, inode in rows]
 
 
 def _is_pattern(path: str) -> bool:

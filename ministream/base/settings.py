@@ -154,6 +154,12 @@ SECTIONS = (
     "delivery_broker",
     "delivery_tickets",
     "delivery_download",
+    "delivery_intake",
+    "delivery_upload",
+    "delivery_placed_up",
+    "delivery_placed_site",
+    "delivery_placed_check",
+    "delivery_placed_repair",
 )
 """What a settings file may hold; each program reads the section of its own name."""
 

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
+from tests.delivery.object_stores import mongod, seaweed
+
+__all__ = ["mongod", "seaweed"]
+
 POSTGRES_PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 

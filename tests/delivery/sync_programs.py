@@ -68,8 +68,8 @@ def program(*command: object, folder: Path, environment: dict[str, str] | None =
         started.kill()
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
+def until(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+    deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
@@ -118,10 +118,19 @@ def packed(zip_: Path) -> dict[str, str]:
         return {name: hashlib.sha256(archive.read(name)).hexdigest() for name in names}
 
 
-class Line:
-    """A way to a server, of connections that each end after `after()` bytes of an answer's body."""
+def bytes_sent(server: str) -> int:
+    """Return how many bytes of answers the server at an address says that it has sent."""
+    metrics = httpx.get(httpx.URL(server).join("/metrics")).text
+    return int(float(re.search(r"^delivery_sent_bytes_total (\S+)", metrics, re.MULTILINE).group(1)))
 
-    def __init__(self, upstream: str, after: Callable[[], int | None]) -> None:
+
+class Line:
+    """A way to a server, of connections that each end after `after(head)` bytes behind the head of their first answer.
+
+    Little is on its way at a time: what the server has sent is about what has arrived.
+    """
+
+    def __init__(self, upstream: str, after: Callable[[bytes], int | None]) -> None:
         url = httpx.URL(upstream)
         self._upstream, self._after = (url.host, url.port), after
         self.carried: list[int] = []
@@ -141,7 +150,9 @@ class Line:
                 client, _ = self._listening.accept()
             except OSError:
                 return
-            with client, socket.create_connection(self._upstream) as server:
+            with client, socket.socket() as server:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # must be set before it is connected
+                server.connect(self._upstream)
                 asking = threading.Thread(target=_pump, args=(client, server), daemon=True)
                 asking.start()
                 self._carry(server, client)
@@ -152,7 +163,7 @@ class Line:
 
     def _carry(self, server: socket.socket, client: socket.socket) -> None:
         """Carry an answer to its end, or as far as it may go."""
-        limit, head, body = self._after(), b"", 0
+        limit, head, body = None, b"", 0
         while block := server.recv(1 << 16):
             if b"\r\n\r\n" not in head:
                 start = head + block
@@ -162,8 +173,8 @@ class Line:
                     continue
                 head += gap
                 client.sendall(head)
-                if b" 20" not in head[:12]:  # not what is to be cut
-                    limit = None
+                if b" 20" in head[:12]:  # an answer that is to be cut
+                    limit = self._after(head)
                 block = rest
             if limit is not None:
                 block = block[: limit - body]

@@ -2,20 +2,33 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+from itertools import pairwise
 
+import httpx
 import pytest
 
-from tests.delivery.sync_programs import ROOT, Line
-from tests.delivery.ticket_service import PASSWORD, ticket_service
+from delivery.client import Download
+from delivery.tickets.settings import DownloadSettings
+from tests.delivery.sync_programs import ROOT, Line, bytes_sent
+from tests.delivery.ticket_service import PASSWORD, contents, ticket_service
 
 BIG = 9_000_000
+
+CUTS, MANY_CUTS = 5, 100
+
+STRETCH = 3_000_000
+"""Bytes between two cuts, more or less."""
+
+IN_FLIGHT = 6_500_000
+"""Bytes that a service may send in vain before a cut: two blocks, and 4 MiB that Linux lets a socket hold."""
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    with ticket_service(tmp_path_factory.mktemp("download"), "--licence", "1 day", "--space", "200MB") as running:
+    with ticket_service(tmp_path_factory.mktemp("download"), "--licence", "1 day", "--space", "1GB") as running:
         yield running
 
 
@@ -44,7 +57,7 @@ def test_cut_again_and_again_it_goes_on_where_it_was(service, tmp_path, patience
     content = service.write(f"big {patience}.h5", BIG)
     (tmp_path / "token").write_text(service.token)
     limits = iter([BIG // 3] * 2)
-    line = Line(service.url, lambda: next(limits, None))
+    line = Line(service.url, lambda _head: next(limits, None))
     output, runs = tmp_path / "out", 1
     words = f"big {patience}.h5", "--token-file", tmp_path / "token", "--patience", patience
     while (ended := run(service, output, *words, url=line.api.rstrip("/"))).returncode:
@@ -54,6 +67,29 @@ def test_cut_again_and_again_it_goes_on_where_it_was(service, tmp_path, patience
     assert (runs > 1) == (patience == "0 s")
     assert {path.name: path.read_bytes() for path in output.iterdir()} == {f"big {patience}.h5": content}
     assert sum(line.carried) < BIG + 100_000  # nothing but a few answers twice
+
+
+@pytest.mark.parametrize("cuts", [CUTS, pytest.param(MANY_CUTS, marks=pytest.mark.faults)])
+def test_a_result_that_is_cut_at_random_bytes_comes_whole_and_nothing_twice(service, tmp_path, cuts):
+    content = service.write("cut.h5", cuts * STRETCH)
+    ticket = service.ask("cut.h5")
+    length = service.until(ticket, "ready")["volumes"][0]["length"]
+    chance, before = random.Random(cuts), bytes_sent(service.url)
+    points = sorted(chance.sample(range(1, length), cuts))
+    limits = iter([b - a for a, b in pairwise([0, *points])])
+    line = Line(service.url, lambda head: next(limits, None) if b"application/zip" in head else None)
+    settings = DownloadSettings(paths=("cut.h5",), output=tmp_path, service=line.api, unpack=False)
+    headers = {"Authorization": f"Bearer {service.token}", "Connection": "close"}
+    with httpx.Client(base_url=line.api, headers=headers) as client:
+        Download(settings, client).run()
+    line.close()
+    (archive,) = tmp_path.glob("*.zip")
+    assert contents(archive.read_bytes()) == {"cut.h5": content}
+    assert len([size for size in line.carried if size > 2000]) >= cuts
+    assert length <= sum(line.carried) < length + 10_000  # and what was said of the ticket
+    sent = bytes_sent(service.url) - before
+    print(f"{cuts} cuts of {length} bytes: the service sent {sent - length} more, {(sent - length) // cuts} for each")
+    assert sent - length < cuts * IN_FLIGHT
 
 
 def test_what_cannot_be_had_is_said_in_one_line(service, tmp_path):

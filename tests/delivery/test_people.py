@@ -60,6 +60,7 @@ def test_a_quota_is_refused_with_what_is_left_of_it(service, ada):
 
 
 def test_a_licence_ends_with_402_and_the_reason(service, ada):
+    until(lambda: all(status["state"] != "waiting" for status in ada.get("/tickets").json()), "earlier tickets")
     ticket = accepted(ada.post("/download", json={"paths": ["scan.h5"]}))
     service.until(ticket, "ready")
     service.operator.patch("/people/ada", json={"licence": 0}).raise_for_status()

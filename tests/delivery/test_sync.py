@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from delivery.people.tokens import TokenFile
 from delivery.sync.settings import BrokerSettings
-from delivery.sync.tokens import TokenFile
 from ministream.base.errors import UserError
 from tests.delivery.sync_programs import (
     ROOT,

@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import threading
+import time
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -11,10 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 from blake3 import blake3
+from prometheus_client.parser import text_string_to_metric_families
 
 from delivery.archive.layout import MANIFEST
+from delivery.people.tokens import TokenFile
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH
-from delivery.sync.tokens import TokenFile
 from tests.delivery.sync_programs import Program, address, files, program, put, server_command, until
 
 
@@ -128,7 +130,7 @@ def test_names_that_clash_or_are_no_text_are_not_sent_and_stay(site):
     assert len(list(bar.iterdir())) == 3
 
 
-@pytest.mark.parametrize("token", ["nobody", "wrong wrong", "sync_" + "A" * 43])
+@pytest.mark.parametrize("token", ["nobody", "wrong wrong", "delivery_" + "A" * 43])
 def test_who_has_no_token_of_this_server_gets_nothing(site, token):
     put(site.media / "private" / "bar", a=b"a")
     assert site.get("private/h5", who=token).status_code == 401
@@ -196,6 +198,37 @@ def test_a_file_that_changes_under_way_breaks_the_answer_off(site):
         with pytest.raises(httpx.RemoteProtocolError):
             answer.read()
     assert list(files(bar)) == ["a.h5"]
+
+
+def test_metrics_tell_what_each_broker_has_got(site):
+    bar = site.media / "measured" / "bar"
+    put(bar, a=b"a", b=b"b")
+    of_lab = {"broker": "lab", "project": "measured", "ext": "h5"}
+
+    def metrics() -> str:
+        return httpx.get(f"{site.api.removesuffix('/stream')}/metrics").text
+
+    def told(name: str, **more: str) -> float:
+        families = {
+            sample.name: sample
+            for family in text_string_to_metric_families(metrics())
+            for sample in family.samples
+            if sample.labels == of_lab | more
+        }
+        return families[name].value
+
+    began = time.time()
+    answer = site.get("measured/h5")
+    assert told("delivery_sync_batches", state="offered") == 1
+    assert told("delivery_sync_sent_bytes_total") == len(answer.content)
+    assert told("delivery_sync_waiting_files") == 2
+    site.acknowledge("measured/h5", answer.headers[BATCH], digests(answer))
+    put(bar, c=b"c")
+    assert told("delivery_sync_batches", state="acknowledged") == 1
+    assert told("delivery_sync_waiting_files") == 1
+    assert began <= told("delivery_sync_last_contact_timestamp_seconds") <= time.time()
+    assert site.get("made-up/h5").status_code == 404
+    assert "made-up" not in metrics()
 
 
 def test_a_broker_that_waits_is_told_at_once(site):

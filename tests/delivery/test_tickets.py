@@ -2,8 +2,10 @@
 
 import base64
 import hashlib
+import json
 import time
 
+import httpx
 import pytest
 
 from tests.delivery.sync_programs import until
@@ -107,6 +109,20 @@ def test_files_that_changed_since_are_prepared_anew(service):
     assert contents(service.fetch(ticket).content) == {"changing.h5": b"newer"}
 
 
+def test_a_file_that_changes_while_it_is_sent_breaks_the_answer_off(service):
+    service.write("underway.h5", 64_000_000)
+    ticket = service.ask("underway.h5", prepare=False)
+    service.until(ticket, "ready")
+    with service.operator.stream("GET", f"/ticket/{ticket}/result") as answer:
+        with (service.files / "underway.h5").open("r+b") as file:
+            file.write(b"x")
+        with pytest.raises(httpx.RemoteProtocolError):
+            answer.read()
+    assert service.fetch(ticket).status_code == 409
+    service.until(ticket, "ready")
+    assert contents(service.fetch(ticket).content) == {"underway.h5": (service.files / "underway.h5").read_bytes()}
+
+
 def test_a_prepared_copy_of_deleted_files_is_served_and_marked(service):
     service.write("deleted.h5", b"content")
     ticket = service.ask("deleted.h5")
@@ -147,11 +163,14 @@ def test_what_cannot_be_had_is_refused_with_a_list(service, tmp_path):
         ({"paths": ["x.h5"], "keep": "1000 days"}, 400),
         ({"paths": ["x.h5"], "after": "nobody"}, 404),
         ({"paths": ["x.h5"], "colour": "red"}, 422),
+        ({"paths": ["\ud800.h5"]}, 422),
     ],
 )
 def test_requests_beyond_the_limits_are_refused(service, request_, status):
     service.write("x.h5", b"x")
-    assert service.operator.post("/download", json=request_).status_code == status
+    headers = {"Content-Type": "application/json"}
+    answer = service.operator.post("/download", content=json.dumps(request_), headers=headers)
+    assert (answer.status_code, type(answer.json()["detail"])) == (status, str)
 
 
 def test_counted_downloads_end_a_ticket(service):

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from delivery.archive.layout import MANIFEST
-from delivery.sync.tokens import TokenFile
-from tests.delivery.sync_programs import Program, until
+from delivery.people.tokens import TokenFile
+from tests.delivery.sync_programs import PATIENCE, Program, until
 
 PASSWORD = "correct horse battery"
 HOUR = 3600.0
@@ -39,6 +39,14 @@ class Service:
         self.url = f"http://{self.process.wait_for(r'serving +address=(.*)')}"
         self.operator = self.client(self.token)
 
+    def restart(self) -> None:
+        """Kill it and start it anew at the same address; clients stay, and find their connections cut."""
+        self.process.kill()
+        address = httpx.URL(self.url)
+        port = self._command.index("--port") + 1
+        self.process = Program(*self._command[:port], address.port, *self._command[port + 1 :], folder=self.folder)
+        self.process.wait_for("serving +address=")
+
     def client(self, token: str = "") -> httpx.Client:
         headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
         self._clients.append(httpx.Client(base_url=self.url, headers=headers, timeout=30))
@@ -63,9 +71,9 @@ class Service:
     def status(self, ticket: str) -> dict[str, Any]:
         return self.operator.get(f"/ticket/{ticket}/status").raise_for_status().json()
 
-    def until(self, ticket: str, *states: str) -> dict[str, Any]:
+    def until(self, ticket: str, *states: str, patience: float = PATIENCE) -> dict[str, Any]:
         """Wait until a ticket is in one of the states."""
-        until(lambda: self.status(ticket)["state"] in states, f"{ticket} to be {states}")
+        until(lambda: self.status(ticket)["state"] in states, f"{ticket} to be {states}", patience)
         return self.status(ticket)
 
     def fetch(self, ticket: str, **options: Any) -> httpx.Response:

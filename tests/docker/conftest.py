@@ -25,6 +25,7 @@ from tests.conftest import ROOT
 PROJECT = "mini-stream-test"
 SERVICES = ("producer", "p2cs", "c2cs", "receiver", "ministream")
 IMAGES = ("mini-stream/control", "mini-stream/pipeline")
+DELIVERY_IMAGE = "mini-stream/delivery"
 PATIENCE = 120.0
 
 # the engine may be older than the command, and need not have the builder that both composes would choose
@@ -56,13 +57,26 @@ def alone() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def images() -> Sequence[str]:
-    """Both images, made from this checkout; skip where no Docker engine answers."""
+def answers() -> None:
+    """Skip where no Docker engine answers."""
     if command("docker", "info", check=False).returncode:
         pytest.skip("no Docker engine answers here (bash tests/docker/engine.sh starts one, as root)")
+
+
+@pytest.fixture(scope="session")
+def images(answers: None) -> Sequence[str]:  # noqa: ARG001 - a condition
+    """Both images, made from this checkout."""
     with alone():
         command(COMPOSES["v1"], "build", timeout=1500)
     return IMAGES
+
+
+@pytest.fixture(scope="session")
+def delivery_image(answers: None) -> str:  # noqa: ARG001 - a condition
+    """The image of delivery's services, made from this checkout."""
+    with alone():
+        docker("build", "--file", "delivery/Dockerfile", "--tag", DELIVERY_IMAGE, ".", timeout=600)
+    return DELIVERY_IMAGE
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from blake3 import blake3
 
 from delivery.archive.layout import MANIFEST
-from delivery.sync.aside import written_aside
+from delivery.files.aside import written_aside
 from ministream.base.errors import UserError
 
 _BLOCK = 1 << 20

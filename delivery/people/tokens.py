@@ -1,4 +1,4 @@
-"""Bearer tokens of brokers, in a file."""
+"""Bearer tokens of programs and of operators, in a file; people log in (`logins`)."""
 
 import time
 from collections.abc import Callable
@@ -7,16 +7,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from delivery.sync.settings import NAME
+from delivery.settings import NAME
 from ministream.base.errors import UserError
 from ministream.base.tokens import PrivateTokenFile, TokenEntry, TokenFileContent
 
-PREFIX = "sync_"
+PREFIX = "delivery_"
 """What our tokens begin with: lets scanners for leaked secrets find them."""
 
 
 class Entry(TokenEntry):
-    """A token as the file knows it: `expires` in seconds since 1970; without `projects`, for all of them."""
+    """A token as the file knows it: without `projects` it is for all of them."""
 
     projects: list[str] = Field(default_factory=list)
 

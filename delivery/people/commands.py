@@ -1,4 +1,4 @@
-"""`delivery token`: makes, lists and revokes the tokens of brokers."""
+"""`delivery token`: makes, lists and revokes the bearer tokens of brokers and operators."""
 
 import time
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Annotated
 
 import typer
 
-from delivery.sync.settings import listed
-from delivery.sync.tokens import TokenFile
+from delivery.people.tokens import TokenFile
+from delivery.settings import listed
 from ministream.base.cli import EXIT_USER_ERROR, new_app
 from ministream.base.errors import UserError
 from ministream.base.files import whole_or_absent
 from ministream.base.units import parse_duration
 
-File = Annotated[Path, typer.Option("--tokens", metavar="FILE", help="File of tokens, as the server knows it.")]
-Name = Annotated[str, typer.Argument(help="Name of the broker.", show_default=False)]
+File = Annotated[Path, typer.Option("--tokens", metavar="FILE", help="File of tokens, as the service knows it.")]
+Name = Annotated[str, typer.Argument(help="Name of its bearer, a broker or an operator.", show_default=False)]
 
 _DEFAULT = Path("delivery-tokens.json")
 
-app = new_app("Tokens of brokers: the server answers who bears one.")
+app = new_app("Bearer tokens: of brokers that mirror, and of operators.")
 
 
 @app.command()
@@ -27,9 +27,7 @@ def add(
     tokens: File = _DEFAULT,
     expires: Annotated[str, typer.Option(help="How long it is good for.")] = "365 days",
     projects: Annotated[str, typer.Option(help="Projects that it is good for, by commas; empty: all.")] = "",
-    write: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write it there, for the broker's --token-file.")
-    ] = None,
+    write: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it there, for --token-file.")] = None,
 ) -> None:
     """Make a token and print it, once."""
     try:
@@ -45,7 +43,7 @@ def add(
 
 @app.command()
 def revoke(name: Name, tokens: File = _DEFAULT) -> None:
-    """Make a broker's token worthless, at once."""
+    """Make a token worthless, at once."""
     try:
         TokenFile(tokens).revoke(name)
     except UserError as error:

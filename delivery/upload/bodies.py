@@ -1,0 +1,91 @@
+"""Bodies of requests: how many are held in memory, and how long they may take to come."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from delivery.upload.intake import Refused
+
+SMALL = 16 << 10
+"""Bytes of a piece that is kept as it came."""
+
+
+class Room:
+    """Memory for chunks that are on their way: whoever finds none left waits, and the line with it."""
+
+    def __init__(self, size: int) -> None:
+        self._free, self._changed = size, asyncio.Condition()
+
+    @asynccontextmanager
+    async def of(self, count: int) -> AsyncIterator[None]:
+        """Have so many bytes until the end of the block."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._free >= count)
+            self._free -= count
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._free += count
+                self._changed.notify_all()
+
+
+class Gathered:
+    """Pieces of a body; small ones are put together, so that they take no more room than they have bytes."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes | bytearray | memoryview] = []
+        self.length = 0
+
+    def add(self, block: bytes | memoryview) -> None:
+        """Take in the next piece."""
+        self.length += len(block)
+        last = self.pieces[-1] if self.pieces else b""
+        if len(block) >= SMALL:
+            self.pieces.append(block)
+        elif isinstance(last, bytearray) and len(last) < SMALL:
+            last += block
+        else:
+            self.pieces.append(bytearray(block))
+
+
+async def gather(request: Request, most: int, stall: float) -> Gathered:
+    """Return a request's body.
+
+    Parameters
+    ----------
+    request
+        Whose.
+    most
+        Bytes that it may have.
+    stall
+        Seconds of silence after which it is given up.
+
+    Raises
+    ------
+    Refused
+        400 if there are more bytes, or the line is cut; 408 after the silence.
+    """
+    body = Gathered()
+    async for block in blocks(request, stall):
+        if body.length + len(block) > most:
+            raise Refused(400, f"there are more than the {most} bytes that this may have")
+        body.add(block)
+    return body
+
+
+async def blocks(request: Request, stall: float) -> AsyncIterator[bytes]:
+    """Yield a request's body as it comes; raises as `gather` does."""
+    clock = asyncio.get_running_loop().time
+    try:
+        async with asyncio.timeout(stall) as limit:
+            async for block in request.stream():
+                limit.reschedule(None)
+                yield block
+                limit.reschedule(clock() + stall)
+    except TimeoutError as error:
+        raise Refused(408, f"nothing came for {stall:g} s") from error
+    except ClientDisconnect as error:
+        raise Refused(400, "the line was cut") from error

@@ -1,0 +1,120 @@
+"""Where the bytes of uploads lie: chunks are put in any order, and `finish` makes the file of them without moving any.
+
+All methods block, may be called by several threads at once, and can be repeated: after a kill they are.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from ministream.base.errors import UserError
+
+BLOCK = 1 << 20
+"""Bytes read at a time."""
+
+Pieces = Sequence[bytes | bytearray | memoryview]
+"""The bytes of a chunk, as they came: to put them together would cost as much as to receive them."""
+
+
+class Slot(NamedTuple):
+    """What a store must know of an upload.
+
+    Parameters
+    ----------
+    id, name
+        Its own name, and the relative POSIX path that its owner wants, below a folder of the owner's.
+    size, chunk_size
+        In bytes.
+    handle
+        What the store returned when it began.
+    place
+        The path that it has got, once it is stored: `name`, or one like it if that was taken.
+    """
+
+    id: str
+    name: str
+    size: int
+    chunk_size: int
+    handle: str = ""
+    place: str = ""
+
+
+class NoRoom(UserError):  # noqa: N818 - says what is wrong
+    """There is no room for so many bytes."""
+
+
+class Gone(UserError):  # noqa: N818 - says what is wrong
+    """The bytes of an upload are where they were no more."""
+
+
+class ChunkStore(Protocol):
+    """A place for uploads.
+
+    Parameters
+    ----------
+    least, most
+        Sizes in bytes of chunks that it takes; the last one of an upload may be smaller.
+    readable
+        Whether chunks can be read before `finish`.
+    """
+
+    least: int
+    most: int
+    readable: bool
+
+    def begin(self, slot: Slot, *, exact: bool) -> str:
+        """Reserve room and return the handle; NoRoom if there is none. Sizes that are not `exact` are upper bounds."""
+        ...
+
+    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
+        """Write a chunk to its place; Gone if the upload has ended."""
+        ...
+
+    def read(self, slot: Slot, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` up to, without, `stop`; those of a place, once there is one."""
+        ...
+
+    def finish(self, slot: Slot) -> None:
+        """Make `place` of the upload, all of whose chunks were put; `size` is exact now."""
+        ...
+
+    def drop(self, slot: Slot) -> None:
+        """Forget an upload that will not be finished."""
+        ...
+
+    def has(self, place: str) -> bool:
+        """Return whether something is at that place."""
+        ...
+
+
+def open_store(url: str, spare: int) -> ChunkStore:
+    """Open a folder, ``s3://bucket/prefix`` or ``mongodb://host/database``.
+
+    Parameters
+    ----------
+    url
+        Where.
+    spare
+        Bytes that are left free, where that can be known.
+
+    Raises
+    ------
+    UserError
+        If that is no store, or what it needs is not installed.
+    """
+    try:
+        if url.startswith("s3://"):
+            from delivery.upload.stores.s3 import S3Chunks
+
+            return S3Chunks(url)
+        if url.startswith("mongodb"):
+            from delivery.upload.stores.mongo import MongoChunks
+
+            return MongoChunks(url)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'mini-stream[delivery-stores]'") from error
+    if "://" in url:
+        raise UserError(f"store {url}: give a folder, s3://bucket/prefix or mongodb://host/database")
+    from delivery.upload.stores.files import FileChunks
+
+    return FileChunks(Path(url), spare)

@@ -1,0 +1,117 @@
+"""Uploads as files: chunks are written in place into one of full size, which is renamed at the end."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from delivery.upload.stores import BLOCK, Gone, NoRoom, Pieces, Slot
+from ministream.base.errors import UserError
+from ministream.base.files import explained
+
+MOST_PIECES = 1024
+"""Pieces that one call to the system takes, on Linux."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FileChunks:
+    """Uploads below `folder`, of whose disk `spare` bytes are left free."""
+
+    least, most, readable = 1, 1 << 40, True
+
+    def __init__(self, folder: Path, spare: int = 0) -> None:
+        self._folder, self._spare = folder.absolute(), spare
+        self._open = self._folder / ".uploads"
+        with explained(folder):
+            self._open.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def begin(self, slot: Slot, *, exact: bool) -> str:
+        """Reserve room, on the disk itself if the size is exact."""
+        free = shutil.disk_usage(self._folder).free - self._spare
+        if slot.size > free:
+            raise NoRoom(f"{slot.size} bytes are asked for, {max(free, 0)} are free; send less, or ask for room")
+        path = self._open / slot.id
+        try:
+            with path.open("xb") as file:
+                if exact and slot.size:
+                    os.posix_fallocate(file.fileno(), 0, slot.size)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise self._told(error, path) from error
+        return ""
+
+    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
+        """Write a chunk to its place."""
+        path = self._open / slot.id
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                _write(descriptor, number * slot.chunk_size, pieces)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._told(error, path) from error
+
+    def read(self, slot: Slot, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` up to, without, `stop`."""
+        path = self._folder / slot.place if slot.place else self._open / slot.id
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(start)
+                while start < stop:
+                    block = file.read(min(BLOCK, stop - start))
+                    if not block:
+                        raise Gone(f"{path} is shorter than it was")
+                    start += len(block)
+                    yield block
+        except OSError as error:
+            raise self._told(error, path) from error
+
+    def finish(self, slot: Slot) -> None:
+        """Give the file its name; what lies there already is left alone."""
+        source, place = self._open / slot.id, self._folder / slot.place
+        with explained(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                if source.stat().st_size != slot.size:
+                    os.truncate(source, slot.size)
+                os.link(source, place)
+            except FileExistsError:  # linked before a kill
+                if source.exists() and not source.samefile(place):
+                    raise UserError(f"{place} was put there by somebody else; move it, then try again") from None
+            except FileNotFoundError:
+                if not place.exists():
+                    raise Gone(f"neither {source} nor {place} is there any more") from None
+            source.unlink(missing_ok=True)
+
+    def drop(self, slot: Slot) -> None:
+        """Delete the file."""
+        with explained(self._open / slot.id):
+            (self._open / slot.id).unlink(missing_ok=True)
+
+    def has(self, place: str) -> bool:
+        """Return whether something is at that place."""
+        return os.path.lexists(self._folder / place)
+
+    def _told(self, error: OSError, path: Path) -> UserError:
+        if error.errno in _FULL:
+            return NoRoom(f"{self._folder}: {error.strerror}; nothing that was verified is lost")
+        if isinstance(error, FileNotFoundError):
+            return Gone(f"{path.name}: this upload has ended")
+        return UserError(f"{path}: {error.strerror}")
+
+
+def _write(descriptor: int, at: int, pieces: Pieces) -> None:
+    """Write pieces one after the other, however few of them the system takes at a time."""
+    rest = [memoryview(piece) for piece in pieces]
+    while rest:
+        written = os.pwritev(descriptor, rest[:MOST_PIECES], at)
+        at += written
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if rest:
+            rest[0] = rest[0][written:]

@@ -1,0 +1,46 @@
+"""`POST /auth/token/`: a login as OAuth 2 clients make it, by a form; JSON with the same fields does as well."""
+
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from starlette.concurrency import run_in_threadpool
+
+from delivery.people.accounts import Accounts, TooManyGuesses
+from delivery.people.logins import Logins
+from delivery.upload.intake import Refused
+from delivery.upload.ledger import Ledger
+
+LONGEST = 4096
+"""Bytes of the request."""
+
+
+def add_token_route(app: FastAPI, accounts: Accounts, logins: Logins, ledger: Ledger) -> None:
+    """Add the route."""
+
+    def begin(name: str, password: str) -> dict[str, Any]:
+        try:
+            right = accounts.is_password(name, password)
+        except TooManyGuesses as error:
+            detail = "the password of this name was wrong too often: wait a minute"
+            raise HTTPException(429, detail, headers={"Retry-After": "60"}) from error
+        ledger.note(name[:64], "login" if right else "login refused")
+        if not right:
+            raise HTTPException(401, "name or password is wrong", headers={"WWW-Authenticate": "Bearer"})
+        tokens = logins.begin(name)
+        return {"access_token": tokens.access, "refresh_token": tokens.refresh, "token_type": "bearer",
+                "expires_in": tokens.seconds}  # fmt: skip
+
+    @app.post("/auth/token/", tags=["people"])
+    async def token(request: Request) -> dict[str, Any]:
+        """Exchange username and password for a token."""
+        if int(request.headers.get("content-length") or LONGEST + 1) > LONGEST:
+            raise Refused(400, "give username and password, in a form")
+        try:
+            is_json = request.headers.get("content-type", "").startswith("application/json")
+            given = await request.json() if is_json else await request.form()
+            name, password = given["username"], given["password"]
+            if not (isinstance(name, str) and isinstance(password, str)):
+                raise TypeError
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refused(400, "give username and password, in a form") from error
+        return await run_in_threadpool(begin, name, password)

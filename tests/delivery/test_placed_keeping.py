@@ -1,0 +1,128 @@
+"""What a kill between two steps leaves, made step by step on both databases, and what the next start makes of it."""
+
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from delivery.database import open_database
+from delivery.placed.disk import Disk, identify
+from delivery.placed.keeping import Keeper
+from delivery.placed.messages import File, Have, Offer, Poison, decode
+from delivery.placed.register import Register, State
+from delivery.placed.rules import Site
+
+CONTENT = b"content"
+
+
+def a_file(place: str, name: str = "a") -> File:
+    digest = blake3(CONTENT).hexdigest()
+    return File(id=identify(name, "", digest), name=name, size=len(CONTENT), blake3=digest, place=place)
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, database_url: str):
+    engine, disk = open_database(database_url), Disk(tmp_path / "zero")
+    yield Keeper(Register(engine, Site.ZERO), disk)
+    disk.close()
+    engine.dispose()
+
+
+def aside(keeper: Keeper) -> Path:
+    path = keeper.disk.new()
+    path.write_bytes(CONTENT)
+    return path
+
+
+def left(keeper: Keeper) -> list[str]:
+    return [path.name for path, _, _ in keeper.disk.incoming()]
+
+
+def due(keeper: Keeper) -> list[type]:
+    return [type(decode(post.body)) for post in keeper.register.due_posts(10)]
+
+
+def test_an_upload_without_a_record_is_deleted(keeper):
+    aside(keeper)
+    keeper.disk.ready(aside(keeper), a_file("zero").id)
+    keeper.recover()
+    assert left(keeper) == list(keeper.disk.ids()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "state", "posts"), [("zero", "here", []), ("one", "leaving", [Offer]), ("both", "here", [Offer])]
+)
+def test_an_upload_on_record_is_filed(keeper, place, state, posts):
+    file = a_file(place)
+    keeper.disk.ready(aside(keeper), file.id)
+    keeper.register.take(file)
+    assert keeper.disk.find(file.id).read_bytes() == CONTENT  # read where it lies
+    keeper.recover()
+    assert list(keeper.disk.ids()) == [file.id]
+    assert left(keeper) == []
+    assert keeper.register.find(file.id).state == state
+    assert due(keeper) == posts
+
+
+def test_a_fetch_goes_on_and_one_that_was_whole_is_verified_again(keeper):
+    halves, whole = a_file("zero", "halves"), a_file("zero", "whole")
+    for file in (halves, whole):
+        keeper.register.offered(file)
+    keeper.disk.part(halves.id).write_bytes(CONTENT[:3])
+    keeper.disk.ready(aside(keeper), whole.id)
+    keeper.recover()
+    assert keeper.disk.part(halves.id).read_bytes() == CONTENT[:3]
+    assert keeper.disk.part(whole.id).read_bytes() == CONTENT
+    keeper.keep_fetched(whole.id)
+    assert list(keeper.disk.ids()) == [whole.id]
+    assert due(keeper) == [Have]
+
+
+def test_an_upload_of_what_is_being_fetched_is_kept_and_the_sender_is_told(keeper):
+    file = a_file("zero")
+    keeper.register.offered(file)
+    keeper.keep(aside(keeper), file)
+    assert keeper.register.find(file.id).state is State.HERE
+    assert due(keeper) == [Have]
+
+
+def test_a_file_is_let_go_once_and_can_come_again(keeper):
+    file = a_file("one")
+    keeper.keep(aside(keeper), file)
+    keeper.disk.delete(file.id)  # killed here: the record is still to be changed
+    assert due(keeper) == [Offer]
+    for _ in range(2):
+        keeper.let_go(file.id)
+    assert keeper.register.find(file.id).state is State.SENT
+    assert due(keeper) == []
+    keeper.keep(aside(keeper), file)
+    assert keeper.register.find(file.id).state is State.LEAVING
+
+
+def test_offers_are_answered_each_time_and_answers_sent_once(keeper):
+    file = a_file("zero")
+    keeper.keep(aside(keeper), file)
+    for _ in range(3):
+        keeper.register.offered(file)
+    posts = keeper.register.due_posts(10)
+    assert [decode(post.body) for post in posts] == [Have(sender="zero", id=file.id)]
+    keeper.register.posted([post.number for post in posts])
+    assert due(keeper) == []
+
+
+def test_an_offer_is_repeated_until_it_is_answered(keeper):
+    file = a_file("one")
+    keeper.keep(aside(keeper), file)
+    keeper.register.posted([post.number for post in keeper.register.due_posts(10)])
+    assert due(keeper) == []  # its time comes
+    keeper.register.hurry()
+    assert due(keeper) == [Offer]
+
+
+def test_an_offer_that_contradicts_the_record_is_poison(keeper):
+    file = a_file("zero")
+    keeper.keep(aside(keeper), file)
+    for change in ({"blake3": "0" * 64}, {"size": 1}, {"name": "b"}, {"place": "one"}):
+        with pytest.raises(Poison):
+            keeper.register.offered(File.model_validate(file.model_dump() | change))
+    assert due(keeper) == []

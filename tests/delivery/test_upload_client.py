@@ -1,0 +1,132 @@
+"""`delivery upload`, as people call it: parallel, gone on with after kills, nothing sent twice."""
+
+import os
+import re
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from delivery.files.version import SourceChanged
+from delivery.upload.sender import FileSource, Line, Sender, opened
+from ministream.base.errors import UserError
+from tests.delivery.intake_service import PASSWORD, intake, made
+from tests.delivery.sync_programs import Program, until
+
+CHUNK = 64 << 10
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with intake(tmp_path_factory.mktemp("intake"), "--licence", "1 day") as running:
+        yield running
+
+
+def upload(service, *words: object, **more: object) -> Program:
+    options = {"--to": service.url, "--token-file": service.token_file, "--chunk": CHUNK, "--settle": 0, **more}
+    given = [word for option in options.items() if option[1] is not None for word in option]
+    return Program("-m", "delivery", "upload", *words, *given, folder=service.folder)
+
+
+def sent_chunks(service) -> int:
+    """Return how many chunks the intake has been sent."""
+    return len(re.findall(r"path=/upload/\w+/chunk/\d+  status=201", service.process.said()))
+
+
+def stored(service, name: str) -> bytes:
+    (found,) = [content for path, content in service.files().items() if path.endswith(name)]
+    return found
+
+
+def test_files_and_folders_are_sent_and_nothing_twice(service, tmp_path):
+    folder = tmp_path / "scan_7"
+    (folder / "deep").mkdir(parents=True)
+    contents = {"scan_7/a b.h5": os.urandom(3 * CHUNK + 5), "scan_7/deep/größe.h5": os.urandom(10), "c.h5": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (folder / ".hidden").write_bytes(b"x")
+    before = sent_chunks(service)
+    for _ in range(2):
+        done = upload(service, folder, tmp_path / "c.h5", **{"--below": "in/here"})
+        assert done.wait() == 0, done.said()
+        assert done.said().count("sent  file=") == 3
+    assert sent_chunks(service) - before == 5
+    assert {name: stored(service, f"in/here/{name}") for name in contents} == contents
+    assert not [path for path in service.files() if "hidden" in path]
+
+
+def test_a_client_that_was_killed_goes_on_where_it_was(service, tmp_path):
+    content = os.urandom(200 * CHUNK)
+    (tmp_path / "killed.h5").write_bytes(content)
+    before = sent_chunks(service)
+    first = upload(service, tmp_path / "killed.h5")
+    until(lambda: sent_chunks(service) > before + 20, "it is under way")
+    first.kill()
+    then = sent_chunks(service)
+    assert then - before < 200
+    assert upload(service, tmp_path / "killed.h5").wait() == 0
+    assert sent_chunks(service) - before <= 200 + 4  # those that were on their way
+    assert stored(service, "killed.h5") == content
+
+
+def test_what_is_there_from_another_file_is_not_sent(service, tmp_path):
+    content = os.urandom(100 * CHUNK)
+    for name, end in (("one.h5", b"1"), ("other.h5", b"2")):
+        (tmp_path / name).write_bytes(content + end)
+        before = sent_chunks(service)
+        assert upload(service, tmp_path / name).wait() == 0
+    assert sent_chunks(service) - before == 1
+    assert stored(service, "other.h5") == content + b"2"
+
+
+def test_people_send_by_name_and_password(service, tmp_path):
+    (tmp_path / "password").write_text(PASSWORD)
+    (tmp_path / "mine.h5").write_bytes(b"mine")
+    made(httpx.post(f"{service.url}/register", json={"name": "ada", "password": PASSWORD}))
+    more = {"--token-file": None, "--user": "ada", "--password-file": tmp_path / "password"}
+    assert upload(service, tmp_path / "mine.h5", **more).wait() == 0
+    assert service.files()["ada/mine.h5"] == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"--token-file": None}, "401 a bearer token is needed"),
+        ({"--to": "http://127.0.0.1:1", "--patience": 0}, "is it up"),
+        ({"--to": "gopher://x"}, "give a URL"),
+        ({"--chunk": "1GB"}, "are not taken"),
+    ],
+)
+def test_what_can_not_be_done_is_told_in_words(service, tmp_path, more, words):
+    (tmp_path / "a.h5").write_bytes(b"x" * 100)
+    done = upload(service, tmp_path / "a.h5", **more)
+    assert done.wait() == 2
+    assert words in done.said()
+    assert upload(service, tmp_path / "absent.h5").wait() == 2
+
+
+def test_a_file_that_changes_is_not_finalised(service, tmp_path):
+    path: Path = tmp_path / "changing.h5"
+    path.write_bytes(os.urandom(20 * CHUNK))
+    with opened(path) as source, pytest.raises(SourceChanged):
+        Sender(service.operator, Line(CHUNK)).send(source, path.name, progress=lambda _: path.write_bytes(b"new"))
+    assert not [name for name in service.files() if "changing" in name]
+
+
+def test_no_more_is_read_once_a_chunk_can_not_be_sent(service, tmp_path, monkeypatch):
+    path = tmp_path / "unreadable.h5"
+    path.write_bytes(os.urandom(50 * CHUNK))
+    reads, lock = [], threading.Lock()
+
+    def read(_source: FileSource, start: int, _length: int) -> bytes:
+        with lock:
+            reads.append(start)
+        if start:
+            raise UserError("the disk has a fault")
+        return path.read_bytes()[:CHUNK]
+
+    monkeypatch.setattr(FileSource, "read", read)
+    with opened(path) as source, pytest.raises(UserError, match="the disk has a fault"):
+        Sender(service.operator, Line(CHUNK)).send(source, path.name)
+    assert len(reads) <= 1 + 2 * 4

@@ -1,0 +1,144 @@
+"""Where uploads lie: one behaviour of files, S3 (SeaweedFS) and MongoDB (mongod)."""
+
+import os
+import random
+
+import pytest
+
+from delivery.upload.stores import ChunkStore, Gone, NoRoom, Slot, open_store
+from ministream.base.errors import UserError
+
+CHUNK = 5 << 20
+"""The least that S3 takes."""
+
+
+@pytest.fixture(params=["files", "s3", "mongodb"])
+def store(request, tmp_path):
+    if request.param == "files":
+        yield open_store(str(tmp_path / "store"), spare=0)
+    elif request.param == "s3":
+        request.getfixturevalue("seaweed")
+        yield open_store("s3://artefacts/uploads", spare=0)
+    else:
+        opened = open_store(f"{request.getfixturevalue('mongod')}/uploads", spare=0)
+        yield opened
+        opened.close()
+
+
+def begun(store: ChunkStore, size: int, *, chunk_size: int = CHUNK, exact: bool = True) -> Slot:
+    slot = Slot(os.urandom(8).hex(), f"ada/scan_7/größe {os.urandom(4).hex()}.h5", size, chunk_size)
+    return slot._replace(handle=store.begin(slot, exact=exact))
+
+
+def finished(store: ChunkStore, slot: Slot) -> Slot:
+    slot = slot._replace(place=slot.name)
+    store.finish(slot)
+    return slot
+
+
+def put_all(store: ChunkStore, slot: Slot, content: bytes) -> None:
+    numbers = list(range(-(-len(content) // slot.chunk_size)))
+    random.Random(7).shuffle(numbers)
+    for number in [*numbers, *numbers[:1]]:  # one comes twice
+        start = number * slot.chunk_size
+        store.put(
+            slot, number, [content[start : start + 100], memoryview(content)[start + 100 : start + slot.chunk_size]]
+        )
+
+
+def read(store: ChunkStore, slot: Slot, start: int, stop: int) -> bytes:
+    return b"".join(store.read(slot, start, stop))
+
+
+def test_chunks_in_any_order_become_the_file(store):
+    content = os.urandom(2 * CHUNK + 12_345)
+    slot = begun(store, len(content))
+    put_all(store, slot, content)
+    if store.readable:
+        assert read(store, slot, 3, CHUNK + 3) == content[3 : CHUNK + 3]
+    stored = finished(store, slot)
+    for start, stop in [(0, len(content)), (CHUNK - 1, CHUNK + 1), (7, 7), (len(content) - 1, len(content))]:
+        assert read(store, stored, start, stop) == content[start:stop]
+    store.finish(stored)  # after a kill
+    assert read(store, stored, 0, 100) == content[:100]
+
+
+def test_what_has_ended_takes_no_more(store):
+    slot = begun(store, 10)
+    store.drop(slot)
+    store.drop(slot)
+    with pytest.raises(Gone):
+        store.put(slot, 0, [b"too late"])
+
+
+def test_an_empty_file_is_one(store):
+    stored = finished(store, begun(store, 0))
+    assert read(store, stored, 0, 0) == b""
+
+
+def test_a_size_that_was_an_upper_bound_becomes_the_files_own(store):
+    slot = begun(store, 1 << 33, exact=False)
+    store.put(slot, 0, [b"short"])
+    stored = finished(store, slot._replace(size=5))
+    assert read(store, stored, 0, 5) == b"short"
+
+
+def test_large_chunks_become_children(mongod):
+    store = open_store(f"{mongod}/children", spare=0)
+    content = os.urandom(40 << 20)
+    slot = begun(store, len(content), chunk_size=len(content))
+    store.put(slot, 0, [content])
+    assert store._children.count_documents({}) == 3
+    assert read(store, finished(store, slot), 15_000_000, 33_000_000) == content[15_000_000:33_000_000]
+    store.drop(slot)
+    assert store._children.count_documents({}) == store._chunks.count_documents({}) == 0
+    store.close()
+
+
+def test_a_file_has_its_room_from_the_beginning_and_its_name_at_the_end(tmp_path):
+    store = open_store(str(tmp_path), spare=0)
+    slot = begun(store, 1_000_000)
+    (waiting,) = (tmp_path / ".uploads").iterdir()
+    assert waiting.stat().st_blocks * 512 >= 1_000_000
+    assert not store.has(slot.name)
+    finished(store, slot)
+    assert store.has(slot.name)
+    assert not list((tmp_path / ".uploads").iterdir())
+
+
+def test_what_somebody_put_in_the_files_place_is_left_alone(tmp_path):
+    store = open_store(str(tmp_path), spare=0)
+    slot = begun(store, 3)
+    place = tmp_path / slot.name
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"theirs")
+    with pytest.raises(UserError, match="somebody else"):
+        finished(store, slot)
+    assert place.read_bytes() == b"theirs"
+
+
+def test_more_than_there_is_room_for_is_refused(tmp_path):
+    with pytest.raises(NoRoom, match="are free"):
+        begun(open_store(str(tmp_path), spare=0), 1 << 60)
+    with pytest.raises(NoRoom, match="0 are free"):
+        begun(open_store(str(tmp_path), spare=1 << 60), 1)
+    assert not list((tmp_path / ".uploads").iterdir())
+
+
+@pytest.mark.parametrize("url", ["gopher://there", "s3://", "mongodb://a:b:c/d"])
+def test_a_url_that_names_no_store_is_refused(url):
+    with pytest.raises(UserError, match="store"):
+        open_store(url, spare=0)
+
+
+@pytest.mark.usefixtures("seaweed")
+def test_s3_says_which_chunks_it_needs():
+    with pytest.raises(UserError, match="need chunks of"):
+        begun(open_store("s3://artefacts", spare=0), 10_001 * CHUNK)
+
+
+def test_a_server_that_is_not_there_is_told_in_words():
+    store = open_store("mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=100", spare=0)
+    with pytest.raises(UserError, match="MongoDB"):
+        begun(store, 1)
+    store.close()
