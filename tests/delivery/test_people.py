@@ -51,6 +51,7 @@ def test_users_delete_no_stored_files_and_grant_nothing(ada):
 
 
 def test_a_quota_is_refused_with_what_is_left_of_it(service, ada):
+    service.until(accepted(ada.post("/download", json={"paths": ["scan.h5"]})), "ready")
     service.write("much.h5", 9000)
     refused = ada.post("/download", json={"paths": ["much.h5"]})
     assert refused.status_code == 429
