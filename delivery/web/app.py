@@ -19,6 +19,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import DBAPIError
+from starlette.requests import ClientDisconnect
 
 from delivery.web.requests import RequestLog
 from ministream.base.errors import UserError
@@ -59,6 +60,7 @@ def create_app(
     app.add_exception_handler(UserError, _on_user_error)
     app.add_exception_handler(DBAPIError, _on_no_records)
     app.add_exception_handler(RequestValidationError, _on_bad_request)
+    app.add_exception_handler(ClientDisconnect, _on_broken_off)
 
     @app.get("/healthz", response_class=PlainTextResponse, tags=["service"])
     def healthz() -> str:
@@ -132,6 +134,10 @@ def _listen(config: uvicorn.Config) -> socket.socket:
         raise UserError(
             f"cannot listen on {config.host}:{config.port}: {error.strerror}; give another --port"
         ) from error
+
+
+async def _on_broken_off(_request: Request, _error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "the request broke off"}, status_code=400)  # for the log: nobody reads it
 
 
 async def _on_user_error(_request: Request, error: Exception) -> JSONResponse:

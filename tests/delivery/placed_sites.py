@@ -259,9 +259,18 @@ def memory(process: int) -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
-def raw(pair_: Pair, site: str, head: list[str], body: bytes, *, then_close: bool = False) -> bytes:
+def raw(
+    pair_: Pair,
+    site: str,
+    head: list[str],
+    body: bytes,
+    *,
+    path: str = "/data/upload",
+    who: str = "ada",
+    then_close: bool = False,
+) -> bytes:
     """Send a request byte by byte as given, and return the answer as far as it comes."""
-    lines = ["POST /data/upload HTTP/1.1", "Host: x", f"Authorization: Bearer {pair_.tokens['ada']}", *head]
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {pair_.tokens[who]}", *head]
     with socket.create_connection(("127.0.0.1", pair_.ports[site]), 30) as line:
         line.sendall("\r\n".join([*lines, "", ""]).encode() + body)
         if then_close:

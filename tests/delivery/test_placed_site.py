@@ -44,6 +44,12 @@ def test_the_old_interface_holds(both):
     assert 'delivery_placed_files{state="here"} 1.0' in both.ask("zero", "/metrics").text
 
 
+def test_a_message_that_breaks_off_is_no_fault_of_the_site(both):
+    raw(both, "zero", ["Content-Length: 300"], b"half", path="/messages", who="one", then_close=True)
+    assert both.ask("zero", "/healthz").text == "ok\n"
+    assert 'status="500"' not in both.ask("zero", "/metrics").text
+
+
 @pytest.mark.parametrize("name", ["a b.h5", "é☃.h5", 'quo"te', "%22", "a;b", "x" * 255])
 def test_names_are_kept_as_they_were_given(both, name):
     body = form(name.replace('"', '\\"'), name.encode() + bytes(300))
