@@ -8,9 +8,11 @@ from aps_mini_apps.daq.settings import DaqSettings
 from aps_mini_apps.dist.settings import DistSettings
 from aps_mini_apps.quality.settings import QualitySettings
 from aps_mini_apps.sirt.settings import SirtSettings
+from delivery.placed.settings import CheckSettings, RepairSettings, SiteSettings, UpSettings
 from delivery.sync.settings import BrokerSettings
 from delivery.sync.settings import ServerSettings as DeliveryServerSettings
 from delivery.tickets.settings import DownloadSettings, TicketSettings
+from delivery.upload.settings import IntakeSettings, UploadSettings
 from ministream.base.settings import SECTIONS, Settings, read_yaml
 from ministream.commands.settings import ClientSettings, RunSettings
 from producer.settings import ProducerSettings
@@ -32,6 +34,12 @@ MODELS: dict[str, type[Settings]] = {
     "delivery_broker": BrokerSettings,
     "delivery_tickets": TicketSettings,
     "delivery_download": DownloadSettings,
+    "delivery_intake": IntakeSettings,
+    "delivery_upload": UploadSettings,
+    "delivery_placed_up": UpSettings,
+    "delivery_placed_site": SiteSettings,
+    "delivery_placed_check": CheckSettings,
+    "delivery_placed_repair": RepairSettings,
 }
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
