@@ -10,6 +10,12 @@ from tests.delivery.intake_service import intake
 from tests.delivery.sync_programs import until
 
 
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with intake(tmp_path_factory.mktemp("intake")) as running:
+        yield running
+
+
 @pytest.fixture
 def heard():
     events: list[dict] = []
@@ -18,14 +24,14 @@ def heard():
         yield events
 
 
-def test_the_files_of_the_last_window_are_sent(tmp_path, heard):
+def test_the_files_of_the_last_window_are_sent(tmp_path, service, heard):
     output = tmp_path / "output"
     output.mkdir()
     for name in ("000060-recon.h5", "000120-recon.rows0-9.h5", "000120-recon.h5", "report.html"):
         (output / name).write_text(name)
     files = last_files([str(output / "000060-recon.h5"), str(output / "000120-recon.rows0-9.h5")])
     assert [file.name for file in files] == ["000120-recon.h5", "000120-recon.rows0-9.h5"]
-    with intake(tmp_path / "intake") as service, Uploads(service.url, str(service.token_file)) as uploads:
+    with Uploads(service.url, str(service.token_file)) as uploads:
         uploads.send(files, "scan_7")
         until(lambda: heard, "it is told how that went")
         assert heard[0]["event"] == "uploaded", json.dumps(heard)
@@ -33,9 +39,9 @@ def test_the_files_of_the_last_window_are_sent(tmp_path, heard):
         assert names == ["scan_7/000120-recon.h5", "scan_7/000120-recon.rows0-9.h5"]
 
 
-def test_what_could_not_be_sent_is_logged_with_the_command(tmp_path, heard):
+def test_what_could_not_be_sent_is_logged_with_the_command(tmp_path, service, heard):
     (tmp_path / "000060-recon.h5").write_text("x")
-    with intake(tmp_path / "intake") as service, Uploads(service.url, "") as uploads:
+    with Uploads(service.url, "") as uploads:
         uploads.send([tmp_path / "000060-recon.h5"], "scan_7")
         until(lambda: heard, "it is told how that went")
     (event,) = heard
