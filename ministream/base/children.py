@@ -150,18 +150,23 @@ class Children:
                 child.last_error = str(event.get("event"))
         self._show(event)
 
-    def end(self) -> None:
-        """Ask those that still run to stop, and kill what does not within `GRACE`; their last events are shown."""
-        for child in self.all:
+    def end(self, some: Sequence[Child] | None = None) -> None:
+        """Ask those that still run (or `some` of them) to stop, and kill what does not within `GRACE`.
+
+        Their last events are shown.
+        """
+        ending = self.all if some is None else some
+        for child in ending:
             if child.process.poll() is None:
                 child.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE
-        for child in self.all:
+        for child in ending:
             try:
                 child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 child.process.kill()
-        for reader in self._readers.values():
+        for child in ending:
+            reader = self._readers[child.name]
             while reader.is_alive():  # the queue must be emptied for the reader to end
                 self._drain()
                 reader.join(SLICE)

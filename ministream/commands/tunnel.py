@@ -54,7 +54,7 @@ class LocalTunnel:
         self._children, self._kind = children, kind
         self._stack = ExitStack()
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ministream-tunnel-")))
-        self._stack.callback(self._end_strays)
+        self._stack.callback(self._end_servers)
         self._tokens: dict[str, str] = {}
         self._gateways: list[Gateway] = []
         self._tunnel: Tunnel | None = None
@@ -89,12 +89,16 @@ class LocalTunnel:
         """Return what the summary tells of the tunnel."""
         return tunnel_figures(self._tunnel, self._gateways[1], self._setup) if self._tunnel else {}
 
-    def _end_strays(self) -> None:
-        """End the proxies of a control server that was killed: they outlive it, for one that will not come."""
-        for child in self.servers:
-            if child.failed:
-                proxies = Proxies(self._kind, self._folder / f"{child.name}-state" / "sessions")
-                asyncio.run(proxies.end_strangers([]))
+    def _end_servers(self) -> None:
+        """End the control servers while their folder is there, and the proxies of one that was killed.
+
+        These outlive it, for one that will not come.
+        """
+        killed = [child for child in self.servers if child.failed]
+        self._children.end(self.servers)
+        for child in killed:
+            proxies = Proxies(self._kind, self._folder / f"{child.name}-state" / "sessions")
+            asyncio.run(proxies.end_strangers([]))
 
     def _serve(self, name: str, ports: range) -> Child:
         site, self._tokens[name] = init_site(self._folder / name, [HOST])
