@@ -254,6 +254,7 @@ def main() -> None:
     for columns, angles, slices in BATCH:
         if only in f"sirt_batch_{columns}x{angles}_{slices}":
             results.append(batch(columns, angles, slices, rounds, prototype, peers=(columns, slices) == (512, 16)))
+            record(results)  # each takes minutes
     for columns, slices, length in STREAMS:
         if only in f"sirt_stream_{columns}_{slices}_w{length}":
             results.append(stream(columns, slices, length, rounds, prototype))
