@@ -3,12 +3,12 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 
 from ministream.base.errors import UserError
+from ministream.base.owner import Owner
 from receiver.access import Access
 
 CONNECT, READ = 3.0, 10.0
@@ -27,7 +27,7 @@ class UnknownError(RefusedError):
     """The receiver has no such run, or post."""
 
 
-class Caller:
+class Caller(Owner):
     """A receiver; a context that closes the connection.
 
     Parameters
@@ -58,14 +58,6 @@ class Caller:
             timeout=httpx.Timeout(READ, connect=CONNECT),
             trust_env=False,  # no proxy of this machine's environment is to see the token
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection; who reads from it is given `AwayError`."""

@@ -22,6 +22,7 @@ import grpc
 
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import SLICE, StopFlag, Stopped
+from ministream.base.owner import Owner
 from s2cs.addresses import parse_address
 from s2cs.proto import scistream_pb2 as pb
 from s2cs.proto import scistream_pb2_grpc as rpc
@@ -62,7 +63,7 @@ class UnknownCallError(GatewayError):
     """The server is an existing SciStream server, which lacks the call."""
 
 
-class Gateway:
+class Gateway(Owner):
     """One control server.
 
     Parameters
@@ -102,12 +103,6 @@ class Gateway:
         control, gateway = rpc.ControlStub(self._channel), rpc.GatewayStub(self._channel)  # type: ignore[no-untyped-call]
         self._methods = {name: getattr(control, name) for name in ("req", "update", "release", "hello")}
         self._methods |= {name: getattr(gateway, name) for name in ("list", "renew")}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection; what is under way is given up."""

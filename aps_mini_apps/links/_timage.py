@@ -6,11 +6,11 @@ from typing import Any
 import numpy.typing as npt
 
 from aps_mini_apps.frames import Frame
-from aps_mini_apps.links._owner import Owner
 from aps_mini_apps.links._sequence import SequenceCounter
 from aps_mini_apps.links._sockets import Line
 from aps_mini_apps.wire import WireError, timage
 from ministream.base.log import get_logger
+from ministream.base.owner import Owner
 
 
 class TImageSender(Owner):

@@ -4,9 +4,9 @@ import itertools
 import queue
 
 from aps_mini_apps.frames import Frame
-from aps_mini_apps.links._owner import Owner
 from aps_mini_apps.links._waiting import Patience
 from ministream.base.lifecycle import SLICE, StopFlag
+from ministream.base.owner import Owner
 
 _numbers = itertools.count(1)
 

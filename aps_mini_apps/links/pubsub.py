@@ -10,7 +10,6 @@ import zmq
 from numpy.typing import DTypeLike
 
 from aps_mini_apps.frames import Frame, Volume
-from aps_mini_apps.links._owner import Owner
 from aps_mini_apps.links._sequence import SequenceCounter
 from aps_mini_apps.links._sockets import LARGEST_REQUEST, SLICE_MS, Line
 from aps_mini_apps.links._timage import TImageReceiver, TImageSender
@@ -19,6 +18,7 @@ from aps_mini_apps.wire import WireError, timage
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
 from ministream.base.log import get_logger
+from ministream.base.owner import Owner
 
 VOLUMES_QUEUED = 4
 """Images held for a slow subscriber; it misses the ones after that."""

@@ -19,13 +19,13 @@ import zmq
 
 from aps_mini_apps.frames import Frame, FrameKind, RowRange
 from aps_mini_apps.geometry import partition_rows
-from aps_mini_apps.links._owner import Owner
 from aps_mini_apps.links._sockets import LARGEST_REQUEST, Line
 from aps_mini_apps.links._waiting import Patience
 from aps_mini_apps.wire import WireError, tmq
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
 from ministream.base.log import get_logger
+from ministream.base.owner import Owner
 
 MAX_WORKERS = 256
 """A request that speaks of more is refused: each of them would get a port."""

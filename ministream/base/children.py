@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import PARENT, SLICE, StopFlag
+from ministream.base.owner import Owner
 
 GRACE = 10.0
 """Seconds that a child is given to write its last file before it is killed."""
@@ -53,7 +53,7 @@ class Child:
         return self.last_error or f"exit code {code}"
 
 
-class Children:
+class Children(Owner):
     """All programs of one run; leaving the context ends those that still run.
 
     Every event that any of them logs, to the very last, is passed to `show` with the program's name as its `service`.
@@ -66,12 +66,8 @@ class Children:
         self._stack = ExitStack()
         self._readers: dict[str, threading.Thread] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End those that still run."""
         self.end()
         self._stack.close()
 

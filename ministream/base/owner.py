@@ -1,4 +1,4 @@
-"""The manners of all that owns a socket here: made for `with`, and closing twice does no harm."""
+"""The manners of what owns sockets, connections or programs: made for `with`, and closing twice does no harm."""
 
 from types import TracebackType
 from typing import Self
@@ -16,5 +16,5 @@ class Owner:
         self.close()
 
     def close(self) -> None:
-        """Give back what is held; what was not flushed by `end` is dropped."""
+        """Give back what is held."""
         raise NotImplementedError
