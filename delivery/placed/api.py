@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response, Streamin
 from fastapi.routing import APIRouter
 from sqlalchemy.exc import DBAPIError
 
+from delivery.files.spans import read_span
 from delivery.placed.disk import BLOCK, NoRoom, digest_of
 from delivery.placed.intake import FIELD, Intake, Refused
 from delivery.placed.keeping import Keeper
@@ -61,14 +62,11 @@ class Bytes:
         path = self._keeper.disk.find(self._file.id)
         if path is None:
             raise UserError(f"the bytes of {self._file.id} are not here any more; ask again")
-        with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            while start < stop:
-                block = file.read(min(BLOCK, stop - start))
-                if not block:
-                    raise UserError(f"the bytes of {self._file.id} are fewer than they were; `delivery placed check`")
-                start += len(block)
-                yield block
+        try:
+            yield from read_span(path, start, stop, BLOCK)
+        except EOFError as error:
+            short = f"the bytes of {self._file.id} are fewer than they were; `delivery placed check`"
+            raise UserError(short) from error
 
 
 class Api:

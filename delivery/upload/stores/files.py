@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from delivery.files.spans import read_span
 from delivery.upload.stores import BLOCK, Gone, NoRoom, Pieces, Slot
 from ministream.base.errors import UserError
 from ministream.base.files import explained
@@ -66,14 +67,9 @@ class FileChunks:
         """Yield the bytes from `start` up to, without, `stop`."""
         path = self._folder / slot.place if slot.place else self._open / slot.id
         try:
-            with path.open("rb", buffering=0) as file:
-                file.seek(start)
-                while start < stop:
-                    block = file.read(min(BLOCK, stop - start))
-                    if not block:
-                        raise Gone(f"{path} is shorter than it was")
-                    start += len(block)
-                    yield block
+            yield from read_span(path, start, stop, BLOCK)
+        except EOFError as error:
+            raise Gone(str(error)) from error
         except OSError as error:
             raise self._told(error, path) from error
 
