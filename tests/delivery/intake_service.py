@@ -10,43 +10,27 @@ import httpx
 from blake3 import blake3
 
 from delivery.people.tokens import TokenFile
-from tests.delivery.sync_programs import Program, until
+from tests.delivery.sync_programs import until
+from tests.delivery.web_service import WebService
 
 HOUR = 3600.0
 PASSWORD = "correct horse battery"
 
 
-class Intake:
+class Intake(WebService):
     """An intake whose state is in `folder`, and outlives it."""
 
     def __init__(self, folder: Path, *options: object, database: str = "", port: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.store = folder, folder / "store"
-        self._clients: list[httpx.Client] = []
-        self.token = TokenFile(folder / "tokens").add(f"op{os.urandom(3).hex()}", HOUR)
-        self.token_file = folder / "token"
-        self.token_file.write_text(self.token)
-        self._command = [
+        self.store, self.token_file = folder / "store", folder / "token"
+        token = TokenFile(folder / "tokens").add(f"op{os.urandom(3).hex()}", HOUR)
+        self.token_file.write_text(token)
+        command = [
             "-m", "delivery", "intake", "--port", port, "--store", self.store, "--spool", folder / "spool",
             "--spare", 0, "--settle", 0, "--tokens", folder / "tokens",
             "--database", database or f"sqlite:///{folder}/intake.db", *options,
         ]  # fmt: skip
-        self.start()
-
-    def start(self) -> None:
-        self.process = Program(*self._command, folder=self.folder)
-        self.url = f"http://{self.process.wait_for(r'serving +address=(.*)')}"
-        self.operator = self.client(self.token)
-
-    def client(self, token: str = "") -> httpx.Client:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._clients.append(httpx.Client(base_url=self.url, headers=headers, timeout=30))
-        return self._clients[-1]
-
-    def kill(self) -> None:
-        self.process.kill()
-        for client in self._clients:
-            client.close()
+        super().__init__(command, folder, token)
 
     def prepare(self, name: str, size: int | None, chunk_size: int = 1000, **more: Any) -> str:
         given = {"name": name, "chunk_size": chunk_size, **more} | ({} if size is None else {"size": size})

@@ -14,30 +14,24 @@ import httpx
 from delivery.archive.layout import MANIFEST
 from delivery.people.tokens import TokenFile
 from tests.delivery.sync_programs import PATIENCE, Program, until
+from tests.delivery.web_service import WebService
 
 PASSWORD = "correct horse battery"
 HOUR = 3600.0
 
 
-class Service:
+class Service(WebService):
     """A ticket service over the folder `files`; its state is in `folder`, and outlives it."""
 
     def __init__(self, folder: Path, *options: object, database: str = "") -> None:
-        self.folder, self.files, self.store = folder, folder / "files", folder / "store"
+        self.files, self.store = folder / "files", folder / "store"
         self.files.mkdir(exist_ok=True)
-        self._clients: list[httpx.Client] = []
-        tokens = TokenFile(folder / "tokens")
-        self.token = tokens.add(f"op{os.urandom(3).hex()}", HOUR)
-        self._command = [
+        token = TokenFile(folder / "tokens").add(f"op{os.urandom(3).hex()}", HOUR)
+        command = [
             "-m", "delivery", "tickets", "--port", 0, "--root", self.files, "--store", self.store, "--settle", 0,
             "--database", database or f"sqlite:///{folder}/tickets.db", "--tokens", folder / "tokens", *options,
         ]  # fmt: skip
-        self.start()
-
-    def start(self) -> None:
-        self.process = Program(*self._command, folder=self.folder)
-        self.url = f"http://{self.process.wait_for(r'serving +address=(.*)')}"
-        self.operator = self.client(self.token)
+        super().__init__(command, folder, token, {"Accept": "application/json"})
 
     def restart(self) -> None:
         """Kill it and start it anew at the same address; clients stay, and find their connections cut."""
@@ -46,16 +40,6 @@ class Service:
         port = self._command.index("--port") + 1
         self.process = Program(*self._command[:port], address.port, *self._command[port + 1 :], folder=self.folder)
         self.process.wait_for("serving +address=")
-
-    def client(self, token: str = "") -> httpx.Client:
-        headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self._clients.append(httpx.Client(base_url=self.url, headers=headers, timeout=30))
-        return self._clients[-1]
-
-    def kill(self) -> None:
-        self.process.kill()
-        for client in self._clients:
-            client.close()
 
     def write(self, name: str, content: bytes | int) -> bytes:
         """Make a file, of random bytes if only their number is given."""
