@@ -22,6 +22,9 @@ import yaml
 
 from tests.conftest import ROOT
 
+MARKS = [pytest.mark.docker, pytest.mark.xdist_group("docker"), pytest.mark.needs("docker", "docker-compose")]
+"""Of all tests here."""
+
 PROJECT = "mini-stream-test"
 SERVICES = ("producer", "p2cs", "c2cs", "receiver", "ministream")
 IMAGES = ("mini-stream/control", "mini-stream/pipeline")

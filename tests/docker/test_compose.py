@@ -9,12 +9,10 @@ import pytest
 
 from aps_mini_apps.daq.phantom import PhantomSource
 from aps_mini_apps.quality.measures import compare
-from tests.docker.conftest import ENVIRONMENT, PROJECT, SERVICES, Stack, docker, inspect
+from tests.docker.conftest import ENVIRONMENT, MARKS, PROJECT, SERVICES, Stack, docker, inspect
 
 pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.xdist_group("docker"),
-    pytest.mark.needs("docker", "docker-compose"),
+    *MARKS,
     pytest.mark.timeout(1800),
     pytest.mark.usefixtures("images"),
 ]

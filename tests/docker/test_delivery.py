@@ -10,13 +10,11 @@ import httpx
 import pytest
 
 from tests.delivery.sync_programs import until
-from tests.docker.conftest import alone, command, docker, inspect
+from tests.docker.conftest import MARKS, alone, command, docker, inspect
 from tests.docker.delivery_stack import OUTPUT, Delivery, fetch, left, mirrored, place, ports, receive, started, take
 
 pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.xdist_group("docker"),
-    pytest.mark.needs("docker", "docker-compose"),
+    *MARKS,
     pytest.mark.timeout(900),
 ]
 

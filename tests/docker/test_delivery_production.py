@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.delivery.sync_programs import until
-from tests.docker.conftest import Stack, docker
+from tests.docker.conftest import MARKS, Stack, docker
 from tests.docker.delivery_stack import (
     OUTPUT,
     Delivery,
@@ -24,10 +24,8 @@ from tests.docker.delivery_stack import (
 from tests.docker.test_compose import QUICK, SMALL
 
 pytestmark = [
-    pytest.mark.docker,
+    *MARKS,
     pytest.mark.long,
-    pytest.mark.xdist_group("docker"),
-    pytest.mark.needs("docker", "docker-compose"),
     pytest.mark.timeout(1800),
     pytest.mark.usefixtures("delivery_image"),
 ]

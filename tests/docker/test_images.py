@@ -2,12 +2,10 @@
 
 import pytest
 
-from tests.docker.conftest import docker, inspect
+from tests.docker.conftest import MARKS, docker, inspect
 
 pytestmark = [
-    pytest.mark.docker,
-    pytest.mark.xdist_group("docker"),
-    pytest.mark.needs("docker", "docker-compose"),
+    *MARKS,
     pytest.mark.timeout(1800),
     pytest.mark.usefixtures("images"),
 ]
