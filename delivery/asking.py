@@ -1,6 +1,7 @@
 """How clients ask services: who they are, what an answer says, and what they do while none comes."""
 
 import getpass
+import re
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -100,6 +101,23 @@ def auth_of(settings: Service) -> httpx.Auth | None:
     return None
 
 
+def bearer_of(token_file: Path) -> str:
+    """Return the value of the header `Authorization` that shows the token in a file.
+
+    Raises
+    ------
+    UserError
+        If the file can't be read, or holds no token.
+    """
+    try:
+        token = token_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"token file {token_file}: {error}") from error
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise UserError(f"token file {token_file} holds no token")
+    return f"Bearer {token}"
+
+
 def secret(path: Path) -> str:
     """Return the secret that a file holds."""
     try:
@@ -114,9 +132,13 @@ def checked(answer: httpx.Response) -> httpx.Response:
         raise httpx.RemoteProtocolError(f"{answer.status_code} {answer.reason_phrase}")
     if not answer.is_success:
         answer.read()
-        try:
-            detail = answer.json()["detail"]
-        except (ValueError, KeyError, TypeError):
-            detail = answer.reason_phrase
-        raise UserError(f"{answer.url.copy_with(query=None)}: {answer.status_code} {detail}")
+        raise UserError(f"{answer.url.copy_with(query=None)}: {answer.status_code} {detail_of(answer)}")
     return answer
+
+
+def detail_of(answer: httpx.Response) -> str:
+    """Return a service's words in an answer that refuses, or those of the status if it has none, or is not read."""
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, KeyError, TypeError, httpx.ResponseNotRead):
+        return answer.reason_phrase

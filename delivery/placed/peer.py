@@ -1,6 +1,5 @@
 """The other site, over HTTP: what it holds, and its bytes."""
 
-import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import httpx
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from delivery.asking import bearer_of, detail_of
 from delivery.placed.disk import BLOCK
 from delivery.placed.messages import File
 from delivery.placed.register import State
@@ -123,13 +123,7 @@ class _Bearer(httpx.Auth):
         self._file = file
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        try:
-            token = self._file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"token file {self._file}: {error}") from error
-        if not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise UserError(f"token file {self._file} holds no token")
-        request.headers["Authorization"] = f"Bearer {token}"
+        request.headers["Authorization"] = bearer_of(self._file)
         yield request
 
 
@@ -149,8 +143,4 @@ def _unreachable(url: str, error: httpx.HTTPError) -> Unreachable:
 
 
 def _refused(url: str, answer: httpx.Response) -> UserError:
-    try:
-        detail = str(answer.json()["detail"])[:300]
-    except (ValueError, KeyError, TypeError, httpx.ResponseNotRead):  # not what was asked for
-        detail = answer.reason_phrase
-    return UserError(f"{url}: {answer.status_code} {detail}")
+    return UserError(f"{url}: {answer.status_code} {detail_of(answer)[:300]}")

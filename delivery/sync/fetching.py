@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from delivery.asking import bearer_of, detail_of
 from delivery.progress import progress_bar
 from delivery.sync.inbox import Inbox, Record
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH, Acknowledgement
@@ -116,7 +117,9 @@ class Server:
         except httpx.TransportError as error:
             raise UserError(f"{self._url}: {error or type(error).__name__}; is the server up?") from error
         if answer.status_code == 404:
-            get_logger().warning("the server offers this batch no more", zip=record.name, reason=_detail(answer))
+            get_logger().warning(
+                "the server offers this batch no more", zip=record.name, reason=detail_of(answer)[:300]
+            )
         elif not answer.is_success:
             raise _refusal(self._url, answer)
 
@@ -133,7 +136,7 @@ class Server:
                 answer.read()
                 if answer.status_code == 404:
                     self.held = time.monotonic() - asked >= min(self._wait, 1) > 0
-                    get_logger().debug("nothing to fetch", reason=_detail(answer))
+                    get_logger().debug("nothing to fetch", reason=detail_of(answer)[:300])
                     return None
                 raise _refusal(self._url, answer)
             if answer.status_code == 200 or record is None:
@@ -166,27 +169,12 @@ class Server:
         return words.get_filename() or f"{self._ext}_{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.zip"
 
     def _right(self) -> dict[str, str]:
-        if self._token_file is None:
-            return {}
-        try:
-            token = self._token_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"token file {self._token_file}: {error}") from error
-        if not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise UserError(f"token file {self._token_file} holds no token")
-        return {"Authorization": f"Bearer {token}"}
+        return {} if self._token_file is None else {"Authorization": bearer_of(self._token_file)}
 
 
 def _refusal(url: str, answer: httpx.Response) -> UserError:
-    text = f"{url}: {answer.status_code} {_detail(answer)}"
+    text = f"{url}: {answer.status_code} {detail_of(answer)[:300]}"
     after = answer.headers.get("retry-after", "")
     if answer.status_code == 503 or re.fullmatch(r"\d{1,4}", after, re.ASCII):
         return Busy(text, float(after) if after.isdecimal() else 0.0)
     return UserError(text)
-
-
-def _detail(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["detail"])[:300]
-    except (ValueError, KeyError, TypeError):
-        return answer.reason_phrase
