@@ -13,16 +13,34 @@ start_engine() {
     local storage
     # overlay file systems do not stack on every machine's own; vfs works everywhere, and copies every layer
     for storage in ${DOCKER_STORAGE:-overlay2 vfs}; do
-        nohup dockerd --storage-driver="$storage" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
-        echo $! >/run/mini-stream-dockerd.pid
-        while kill -0 $! 2>/dev/null; do
-            docker info >/dev/null 2>&1 && return
-            sleep 0.2
-        done
+        run_engine "$storage" && return
+        forget_networks && run_engine "$storage" && return
     done
     echo "dockerd did not start:" >&2
-    tail -20 /var/log/mini-stream-dockerd.log >&2
+    grep --max-count=1 --after-context=20 -E '^(panic|failed)' /var/log/mini-stream-dockerd.log >&2 ||
+        tail -20 /var/log/mini-stream-dockerd.log >&2
     return 1
+}
+
+run_engine() {
+    nohup dockerd --storage-driver="$1" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
+    echo $! >/run/mini-stream-dockerd.pid
+    while kill -0 $! 2>/dev/null; do
+        docker info >/dev/null 2>&1 && return
+        sleep 0.2
+    done
+    return 1
+}
+
+# An engine that was killed while it made a network has written half of it down, and panics when it reads that again.
+# Containers whose network is gone do not start any more, so this is done only where the engine does not start anyway.
+forget_networks() {
+    grep -q '^panic.*index out of range' /var/log/mini-stream-dockerd.log || return
+    rm -f /var/lib/docker/network/files/local-kv.db
+    local bridge
+    for bridge in $(ip -o link show type bridge | grep -oE 'br-[0-9a-f]{12}' | sort -u); do
+        ip link delete "$bridge"  # it still holds its network's addresses
+    done
 }
 
 make_base() {
@@ -55,7 +73,18 @@ make_proxies() {
     docker build --quiet --tag "$PROXIES" "$(dirname "$0")/../../s2cs/dataservers/images" >/dev/null
 }
 
+# What tests that were killed have left: it would be in the way of the next ones.
+sweep() {
+    local project
+    for project in mini-stream-test mini-stream-test-delivery; do
+        docker ps --all --quiet --filter "label=com.docker.compose.project=$project"
+    done | xargs --no-run-if-empty docker rm --force >/dev/null
+    docker network ls --quiet --filter name=mini-stream-test | xargs --no-run-if-empty docker network rm >/dev/null
+    docker volume ls --quiet --filter name=mini-stream-test | xargs --no-run-if-empty docker volume rm >/dev/null
+}
+
 start_engine
+sweep
 make_base
 make_proxies
 echo "Docker engine $(docker version --format '{{.Server.Version}}') with $BASE and $PROXIES"
