@@ -23,6 +23,11 @@ start_engine() {
 }
 
 run_engine() {
+    local before
+    before=$(cat /run/docker.pid 2>/dev/null || true)
+    while [ -n "$before" ] && kill -0 "$before" 2>/dev/null; do
+        sleep 0.2  # it still stops, and a second one would refuse to start
+    done
     nohup dockerd --storage-driver="$1" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
     echo $! >/run/mini-stream-dockerd.pid
     while kill -0 $! 2>/dev/null; do
