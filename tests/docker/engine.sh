@@ -25,7 +25,8 @@ start_engine() {
 run_engine() {
     local before
     before=$(cat /run/docker.pid 2>/dev/null || true)
-    while [ -n "$before" ] && kill -0 "$before" 2>/dev/null; do
+    for _ in {1..300}; do
+        [ "$(cat "/proc/$before/comm" 2>/dev/null)" = dockerd ] || break
         sleep 0.2  # it still stops, and a second one would refuse to start
     done
     nohup dockerd --storage-driver="$1" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
