@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import resource
 import time
 
 import httpx
@@ -210,6 +211,21 @@ def test_signed_links_need_no_login_and_are_good_for_one_ticket_only(service):
     assert stranger.get(place.replace(ticket, other)).status_code == 403
     assert stranger.get(place.replace("until=1", "until=2")).status_code == 403
     assert stranger.get(f"/ticket/{ticket}/result").status_code == 401
+
+
+def test_a_disk_that_is_full_fails_the_ticket_and_a_retry_does_when_there_is_room(service):
+    service.write("full.h5", BIG)
+    process, before = service.process.process.pid, {path for path in service.store.rglob("*") if path.is_file()}
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (BIG // 2, resource.RLIM_INFINITY))
+    try:
+        ticket = service.ask("full.h5")
+        assert "File too large" in service.until(ticket, "failed")["reason"]
+    finally:
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert {path for path in service.store.rglob("*") if path.is_file()} == before
+    assert service.operator.post(f"/ticket/{ticket}/retry").status_code == 200
+    service.until(ticket, "ready")
+    assert contents(service.fetch(ticket).content) == {"full.h5": (service.files / "full.h5").read_bytes()}
 
 
 def test_stored_files_are_deleted_by_a_task_of_its_own_once_the_one_before_succeeded(service):
