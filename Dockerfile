@@ -67,6 +67,10 @@ RUN pip --python /opt/venv/bin/python install --quiet --only-binary :all: --requ
  && strip --strip-unneeded /opt/venv/lib/python3*/site-packages/hdf5plugin/plugins/*.so  # 185 MB to 20
 
 FROM python AS pipeline
+# OpenMP's threads wait awake for the next loop; without it Numba takes threads of its own that nap in between.
+RUN apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends libgomp1 >/dev/null \
+ && rm -rf /var/lib/apt/lists/* /var/log/*
 RUN install -d -o ministream -g ministream /mnt/output /var/cache/mini-stream \
  && install -d -o ministream -g ministream -m 700 \
     /access /access/producer /access/consumer /access/receiver /var/lib/receiver
