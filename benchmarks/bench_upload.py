@@ -41,9 +41,12 @@ from delivery.upload.settings import IntakeSettings
 from delivery.upload.tables import chunks
 from ministream.base import log
 
-SIZE, CHUNK, PARALLEL, ROUNDS = 1_000_000_000, 4 << 20, 4, 7
-BLOCK = 1 << 20
-"""Bytes that the peers' clients hand to the system at a time."""
+SIZE, ROUNDS = 1_000_000_000, 7
+LINE = Line()
+"""What `delivery upload` does when it is told nothing."""
+CHUNK = LINE.chunk
+BLOCK = 128 << 10
+"""Bytes that the peers' clients hand to the system at a time: for larger ones, Linux looks longer for memory."""
 
 TEN_GIGABYTES = 10_000_000_000
 
@@ -96,7 +99,7 @@ class Bench:
     def verified(self) -> None:
         """Send it by our client."""
         with httpx.Client(base_url=self._ours, timeout=60) as client, opened(self._file) as source:
-            stored = Sender(client, Line(CHUNK, PARALLEL)).send(source, "scan.h5")
+            stored = Sender(client, LINE).send(source, "scan.h5")
         assert stored["state"] == "stored"
         (self._folder / "store" / stored["place"]).unlink()
 

@@ -1,15 +1,22 @@
 """Bodies of requests: how many are held in memory, and how long they may take to come."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
+from delivery.upload.arriving import BATCH
 from delivery.upload.intake import Refused
+from delivery.upload.stores import Pieces
 
 SMALL = 16 << 10
 """Bytes of a piece that is kept as it came."""
+
+LONG, REST = 0.1, 5.0
+"""Seconds that a call may hold the event loop up; for how long threads make the calls after one that did."""
 
 
 class Room:
@@ -74,6 +81,40 @@ async def gather(request: Request, most: int, stall: float) -> Gathered:
             raise Refused(400, f"there are more than the {most} bytes that this may have")
         body.add(block)
     return body
+
+
+class Hand:
+    """Calls what is quick as a rule: in the event loop, where a thread's part would cost more than the call does.
+
+    While a disk is slow, it is called in threads, so that all others are served meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._threads_until = 0.0
+
+    async def over(self, into: Callable[[Pieces], None], pieces: Pieces) -> None:
+        """Call `into` with `pieces`."""
+        began = time.monotonic()
+        if began < self._threads_until:
+            await run_in_threadpool(into, pieces)
+        else:
+            into(pieces)
+        if time.monotonic() - began > LONG:
+            self._threads_until = time.monotonic() + REST
+
+
+async def pour(request: Request, most: int, stall: float, hand: Hand, into: Callable[[Pieces], None]) -> None:
+    """Hand a request's body over to `into` as it comes; raises as `gather` does, and what `into` raises."""
+    length, batch = 0, Gathered()
+    async for block in blocks(request, stall):
+        length += len(block)
+        if length > most:
+            raise Refused(400, f"there are more than the {most} bytes that this may have")
+        batch.add(block)
+        if batch.length >= BATCH:
+            await hand.over(into, batch.pieces)
+            batch = Gathered()
+    await hand.over(into, batch.pieces)
 
 
 async def blocks(request: Request, stall: float) -> AsyncIterator[bytes]:

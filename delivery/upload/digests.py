@@ -12,11 +12,9 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from blake3 import blake3
-
-from delivery.upload.stores import Pieces
 
 
 class Kind(StrEnum):
@@ -26,6 +24,13 @@ class Kind(StrEnum):
     SHA256 = "sha256"
     BLAKE3 = "blake3"
     HMAC = "hmac-sha256"
+
+
+class Proof(NamedTuple):
+    """The digest that a client gives: what kind it is of, in hexadecimal."""
+
+    kind: Kind
+    digest: str
 
 
 class Hasher(Protocol):
@@ -47,7 +52,7 @@ def new_hasher(kind: Kind, key: bytes = b"") -> Hasher:
     return hashlib.sha256() if kind == Kind.SHA256 else blake3()
 
 
-def leaf(pieces: Pieces) -> bytes:
+def leaf(pieces: Iterable[bytes | bytearray | memoryview]) -> bytes:
     """Return the BLAKE3 of a chunk, 32 bytes."""
     hasher = blake3()
     for piece in pieces:

@@ -41,13 +41,13 @@ class Content:
     def __init__(self, store: ChunkStore, upload: Upload) -> None:
         self.size, self._slot, self._store = upload.size, upload.slot, store
 
-    def read(self, start: int, length: int) -> bytes:
-        """Return bytes."""
-        return b"".join(self._store.read(self._slot, start, start + length))
+    def blocks(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield bytes."""
+        return self._store.read(self._slot, start, stop)
 
-    def blocks(self) -> Iterator[bytes]:
+    def whole(self) -> Iterator[bytes]:
         """Yield all bytes."""
-        return self._store.read(self._slot, 0, self.size)
+        return self.blocks(0, self.size)
 
     def check(self) -> None:
         """Do nothing: the tree digest tells."""
@@ -122,7 +122,7 @@ class _Put:
     def send(self, upload: Upload, content: Content) -> str:
         """Stream it there, and back."""
         place = "/" + quote(upload.place or "")
-        checked(self._client.put(place, content=content.blocks(), headers={"Content-Length": str(upload.size)}))
+        checked(self._client.put(place, content=content.whole(), headers={"Content-Length": str(upload.size)}))
         with self._client.stream("GET", place, headers={"Accept-Encoding": "identity"}) as answer:
             return tree_of(checked(answer).iter_raw(), upload.chunk_size)
 
@@ -136,5 +136,5 @@ class _S3:
     def send(self, upload: Upload, content: Content) -> str:
         """Stream it there, and back."""
         key = upload.place or ""
-        self._store.put_stream(key, content.blocks())
+        self._store.put_stream(key, content.whole())
         return tree_of(self._store.open(key, "").read(0, upload.size), upload.chunk_size)

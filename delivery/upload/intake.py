@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from delivery.people.accounts import Person
 from delivery.people.rights import DAY, check_licence, check_quota
 from delivery.upload.along import Along
-from delivery.upload.digests import Kind, is_same, leaf, new_hasher, tree
+from delivery.upload.arriving import Arrival, Places
+from delivery.upload.digests import Kind, Proof, is_same, new_hasher, tree
 from delivery.upload.ledger import Chunk, Ended, Ledger, State, Upload
 from delivery.upload.stores import ChunkStore, Gone, NoRoom, Pieces
 from ministream.base.errors import UserError
@@ -29,13 +30,6 @@ class Refused(UserError):  # noqa: N818 - an answer
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
-
-
-class Proof(NamedTuple):
-    """The digest that a client gives: what kind it is of, in hexadecimal."""
-
-    kind: Kind
-    digest: str
 
 
 class Terms(NamedTuple):
@@ -76,6 +70,7 @@ class Intake:
         self.ledger, self.store, self.terms = ledger, store, terms
         self._along, self._key, self._forward, self._ended = along, key, forward, ended
         self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._places = Places()
 
     # Beginning
 
@@ -145,36 +140,77 @@ class Intake:
 
     # Chunks
 
-    def keep(self, upload: Upload, number: int, pieces: Pieces, proof: Proof) -> None:
-        """Verify a chunk, write it and count it; one that is there already is left as it is.
+    def arrive(self, upload: Upload, number: int, length: int, proof: Proof) -> Arrival:
+        """Let a chunk of `length` bytes come; give it to `settle` at its end, and to `leave` in any case.
 
         Raises
         ------
         Refused
-            400 if it has no such number or length, 406 if its digest is wrong, or another chunk has its place.
+            400 if it has no such number or length.
         """
-        length = sum(map(len, pieces))
         self.check_length(upload, number, length)
-        digest = self._proved(pieces, proof)
-        if digest is None:
-            raise Refused(406, f"chunk {number} did not arrive as it was sent: its {proof.kind} is another one")
-        self.write(upload, Chunk(number, length, digest), pieces)
+        arrival = Arrival(upload, number, proof, self._key)
+        if self.store.in_place:
+            self._places.take(arrival, self.store)
+        if self.ledger.chunk(upload.id, number):  # asked once the place is ours: now nobody can enter it unnoticed
+            self._places.leave(arrival)
+        return arrival
+
+    def settle(self, arrival: Arrival) -> None:
+        """Verify a chunk that has come, and count it; one that is there already is left as it is.
+
+        Raises
+        ------
+        Refused
+            400 if it has not its length, 406 if its digest is wrong, or another chunk has its place.
+        """
+        upload, number = arrival.upload, arrival.number
+        self.check_length(upload, number, arrival.length)
+        chunk = arrival.proved()
+        if chunk is None:
+            raise Refused(406, f"chunk {number} did not arrive as it was sent: its {arrival.proof.kind} is another one")
+        try:
+            with self._lock(upload.id, number):
+                if arrival.in_place:  # since it came, nobody else has entered this chunk: that takes the place away
+                    self.ledger.enter(upload.id, chunk)
+                else:
+                    self._place(upload, chunk, arrival.pieces)
+        except (Ended, Gone) as error:
+            raise self._too_late(upload) from error
+        self._along.nudge(upload)
+
+    def leave(self, arrival: Arrival) -> None:
+        """Let an arrival end, however it went."""
+        self._places.leave(arrival)
+
+    def keep(self, upload: Upload, number: int, pieces: Pieces, proof: Proof) -> None:
+        """Take in a chunk that is at hand, as `arrive` and `settle` do."""
+        arrival = Arrival(upload, number, proof, self._key)
+        arrival.add(pieces)
+        self.settle(arrival)
 
     def write(self, upload: Upload, chunk: Chunk, pieces: Pieces, *, count: bool = True) -> None:
         """Write a verified chunk, and count it."""
         try:
             with self._lock(upload.id, chunk.number):
-                held = self.ledger.chunk(upload.id, chunk.number)
-                if held is None:
-                    self.store.put(upload.slot, chunk.number, pieces)
-                    if count:
-                        self.ledger.enter(upload.id, chunk)
-                elif held != chunk:
-                    raise Refused(406, f"chunk {chunk.number} is here already, with another content: begin anew")
+                self._place(upload, chunk, pieces, count=count)
         except (Ended, Gone) as error:
             raise self._too_late(upload) from error
         if count:
             self._along.nudge(upload)
+
+    def _place(self, upload: Upload, chunk: Chunk, pieces: Pieces, *, count: bool = True) -> None:
+        held = self.ledger.chunk(upload.id, chunk.number)
+        if held == chunk:
+            return
+        if held:
+            raise Refused(406, f"chunk {chunk.number} is here already, with another content: begin anew")
+        if not pieces:
+            raise Refused(503, f"another request for chunk {chunk.number} was first, and failed: send it again")
+        with self._places.alone(upload.id, chunk.number):
+            self.store.put(upload.slot, chunk.number, pieces)
+            if count:
+                self.ledger.enter(upload.id, chunk)
 
     def check_length(self, upload: Upload, number: int, length: int) -> None:
         """Refuse a chunk of a length that it can't have."""
@@ -322,16 +358,6 @@ class Intake:
         for block in self.store.read(upload.slot, 0, upload.size):
             hasher.update(block)
         return is_same(proof.digest, hasher.hexdigest())
-
-    def _proved(self, pieces: Pieces, proof: Proof) -> bytes | None:
-        """Return a chunk's BLAKE3 if its proof is right."""
-        digest = leaf(pieces)
-        if proof.kind == Kind.BLAKE3:
-            return digest if is_same(proof.digest, digest.hex()) else None
-        hasher = new_hasher(proof.kind, self._key)
-        for piece in pieces:
-            hasher.update(piece)
-        return digest if is_same(proof.digest, hasher.hexdigest()) else None
 
     def _too_late(self, upload: Upload) -> Refused:
         current = self.ledger.get(upload.id)

@@ -8,6 +8,7 @@ Statuses: 201 made, or made before by the same request; 400 not as it must be, o
 import base64
 import binascii
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
@@ -16,12 +17,11 @@ from starlette.responses import Response
 
 from delivery.people.accounts import Person
 from delivery.people.api import Door
-from delivery.upload.bodies import Room, gather
-from delivery.upload.digests import Kind
-from delivery.upload.intake import Intake, Proof, Refused
+from delivery.upload.bodies import Hand, Room, gather, pour
+from delivery.upload.digests import Kind, Proof
+from delivery.upload.intake import Intake, Refused
 from delivery.upload.ledger import State, Upload
 from delivery.upload.models import Announcement, Known, Status, status
-from delivery.upload.stores import Pieces
 from delivery.upload.taking import Taking
 from delivery.web.ranges import RangeResponse
 
@@ -70,7 +70,7 @@ class OwnDoor:
 
     def __init__(self, intake: Intake, door: Door, room: Room, taking: Taking, stall: float, *, old: bool) -> None:
         self._intake, self._door, self._room, self._taking = intake, door, room, taking
-        self._stall, self._old = stall, old
+        self._stall, self._old, self._hand = stall, old, Hand()
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
@@ -114,10 +114,7 @@ class OwnDoor:
             old = self._is_old(request)
             proof = digests.proof(old=old, whole=False)
             upload = await run_in_threadpool(self._intake.find_open, person, name)
-            most = self._most(request, upload, number, old=old)
-            async with self._room.of(most):
-                body = await gather(request, most, self._stall)
-                await run_in_threadpool(self._keep, upload, number, body.pieces, proof, old)
+            await (self._take_old if old else self._take)(request, upload, number, proof)
             return {"file_id": name, "chunk": number}
 
         @routes.post("/upload/{name}/known")
@@ -142,20 +139,31 @@ class OwnDoor:
             raise Refused(400, "send the chunk's bytes as they are; JSON is for old clients, who are not let in here")
         return True
 
-    def _most(self, request: Request, upload: Upload, number: int, *, old: bool) -> int:
-        """Return the bytes that a chunk's body may have; 400 at once if they can't be right."""
+    async def _take(self, request: Request, upload: Upload, number: int, proof: Proof) -> None:
         expected = upload.length(number)
         given = request.headers.get("content-length")
-        if old:
-            return 4 * (-(-expected // 3)) + 1024
-        self._intake.check_length(upload, number, int(given) if given else expected)
-        return expected
-
-    def _keep(self, upload: Upload, number: int, pieces: Pieces, proof: Proof, old: bool) -> None:
-        if old:
-            pieces = [_from_json(b"".join(pieces))]
+        arrival = await run_in_threadpool(self._intake.arrive, upload, number, int(given) if given else expected, proof)
         try:
-            self._intake.keep(upload, number, pieces, proof)
+            async with self._room.of(arrival.memory):
+                await pour(request, expected, self._stall, self._hand, arrival.add)
+                await run_in_threadpool(self._noted, upload, lambda: self._intake.settle(arrival))
+        finally:
+            self._intake.leave(arrival)
+
+    async def _take_old(self, request: Request, upload: Upload, number: int, proof: Proof) -> None:
+        most = 4 * (-(-upload.length(number) // 3)) + 1024
+        async with self._room.of(most):
+            body = await gather(request, most, self._stall)
+
+            def keep() -> None:
+                self._intake.keep(upload, number, [_from_json(b"".join(body.pieces))], proof)
+
+            await run_in_threadpool(self._noted, upload, keep)
+
+    def _noted(self, upload: Upload, keep: Callable[[], None]) -> None:
+        """Keep a chunk; if it is not what it should be, note that."""
+        try:
+            keep()
         except Refused as error:
             if error.status == 406:
                 self._intake.ledger.note(upload.owner, "refused", upload.id, str(error))

@@ -23,6 +23,9 @@ from ministream.base.log import get_logger
 TRIES = 20
 """Times that a chunk is sent which arrives damaged."""
 
+BLOCK = 128 << 10
+"""Bytes of a file that are read and sent at a time: they stay in the processor's cache meanwhile."""
+
 ASKED = 64
 """Chunks asked for at a time: are they known there?"""
 
@@ -31,12 +34,12 @@ _DAMAGED, _BROKEN = 406, 400
 
 
 class Source(Protocol):
-    """What is to be sent; `read` is called by several threads at once."""
+    """What is to be sent; `blocks` is called by several threads at once."""
 
     size: int
 
-    def read(self, start: int, length: int) -> bytes:
-        """Return bytes, all of them."""
+    def blocks(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` up to, without, `stop`."""
         ...
 
     def check(self) -> None:
@@ -52,13 +55,15 @@ class FileSource:
         self.stamp = stamp_of(os.fstat(descriptor))
         self.size = self.stamp.size
 
-    def read(self, start: int, length: int) -> bytes:
-        """Return bytes of the file."""
-        content = os.pread(self._descriptor, length, start)
-        if len(content) != length:
-            self.check()
-            raise UserError(f"{self._path}: it can't be read to its end")
-        return content
+    def blocks(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield bytes of the file."""
+        while start < stop:
+            block = os.pread(self._descriptor, min(BLOCK, stop - start), start)
+            if not block:
+                self.check()
+                raise UserError(f"{self._path}: it can't be read to its end")
+            yield block
+            start += len(block)
 
     def check(self) -> None:
         """Raise SourceChanged if somebody has written to it."""
@@ -81,7 +86,7 @@ def opened(path: Path) -> Iterator[FileSource]:
 class Line(NamedTuple):
     """How to send: bytes of a chunk, chunks at once, seconds without progress until it is given up."""
 
-    chunk: int = 4 << 20
+    chunk: int = 16 << 20
     parallel: int = 4
     patience: float = 600.0
 
@@ -140,14 +145,23 @@ class Sender:
         """Do it, again and again while the line is cut."""
         return patiently(action, str(self._client.base_url), self._line.patience)
 
-    def put(self, path: str, content: bytes, digest: bytes) -> None:
-        """Send a chunk until it has arrived."""
-        headers = {"content-blake3": digest.hex(), "content-type": "application/octet-stream"}
+    def put(self, path: str, source: Source, span: tuple[int, int], digest: bytes) -> None:
+        """Send a chunk, which `span` says where to find, until it has arrived."""
+        headers = {
+            "content-blake3": digest.hex(),
+            "content-type": "application/octet-stream",
+            "content-length": str(span[1] - span[0]),
+        }
+
+        def send() -> httpx.Response:
+            return _unless_later(self._client.post(path, content=source.blocks(*span), headers=headers))
+
         for _ in range(TRIES):
-            answer = self.patiently(lambda: _unless_later(self._client.post(path, content=content, headers=headers)))
+            answer = self.patiently(send)
             if answer.status_code not in (_DAMAGED, _BROKEN):
                 checked(answer)
                 return
+            source.check()
             get_logger().debug("a chunk was refused; sending it again", reason=answer.text[:200])
         checked(answer)
 
@@ -203,25 +217,32 @@ class _Run:
         with self._lock:
             return [number for _, number in zip(range(count), self._todo, strict=False)]
 
-    def _read(self, number: int) -> bytes:
+    def _span(self, number: int) -> tuple[int, int]:
         start = number * self._chunk
-        content = self._source.read(start, min(self._chunk, self._source.size - start))
-        self.leaves[number] = leaf([content])
-        return content
+        return start, min(start + self._chunk, self._source.size)
+
+    def _hash(self, number: int) -> None:
+        self.leaves[number] = leaf(self._source.blocks(*self._span(number)))
 
     def _send(self, number: int) -> None:
-        content = self._read(number)
-        self._sender.put(f"/upload/{self._id}/chunk/{number}", content, self.leaves[number])
-        self._progress(len(content))
+        """Send a chunk: it is read once for its digest, which goes before it, and again to be sent.
+
+        The second time it comes from the system's memory; to keep it in ours would cost more.
+        """
+        start, stop = self._span(number)
+        self._hash(number)
+        self._sender.put(f"/upload/{self._id}/chunk/{number}", self._source, (start, stop), self.leaves[number])
+        self._progress(stop - start)
 
     def _fill_in(self, numbers: list[int]) -> bool:
         """Send those chunks of a batch that are not known there; return whether any was."""
         for number in numbers:
-            self._read(number)
+            self._hash(number)
         held = set(self._sender.known(self._id, {number: self.leaves[number] for number in numbers}))
         for number in numbers:
             if number in held:
-                self._progress(min(self._chunk, self._source.size - number * self._chunk))
+                start, stop = self._span(number)
+                self._progress(stop - start)
             elif len(numbers) > 1:
                 self._send(number)
         return bool(held)

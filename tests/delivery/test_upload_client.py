@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -117,16 +118,16 @@ def test_a_file_that_changes_is_not_finalised(service, tmp_path):
 def test_no_more_is_read_once_a_chunk_can_not_be_sent(service, tmp_path, monkeypatch):
     path = tmp_path / "unreadable.h5"
     path.write_bytes(os.urandom(50 * CHUNK))
-    reads, lock = [], threading.Lock()
+    reads, lock, blocks = [], threading.Lock(), FileSource.blocks
 
-    def read(_source: FileSource, start: int, _length: int) -> bytes:
+    def read(source: FileSource, start: int, stop: int) -> Iterator[bytes]:
         with lock:
             reads.append(start)
         if start:
             raise UserError("the disk has a fault")
-        return path.read_bytes()[:CHUNK]
+        return blocks(source, start, stop)
 
-    monkeypatch.setattr(FileSource, "read", read)
+    monkeypatch.setattr(FileSource, "blocks", read)
     with opened(path) as source, pytest.raises(UserError, match="the disk has a fault"):
         Sender(service.operator, Line(CHUNK)).send(source, path.name)
-    assert len(reads) <= 1 + 2 * 4
+    assert len(set(reads)) <= 1 + 2 * 4

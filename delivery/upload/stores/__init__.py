@@ -56,18 +56,21 @@ class ChunkStore(Protocol):
         Sizes in bytes of chunks that it takes; the last one of an upload may be smaller.
     readable
         Whether chunks can be read before `finish`.
+    in_place
+        Whether chunks can be put in parts, in any order and again; others take them whole.
     """
 
     least: int
     most: int
     readable: bool
+    in_place: bool
 
     def begin(self, slot: Slot, *, exact: bool) -> str:
         """Reserve room and return the handle; NoRoom if there is none. Sizes that are not `exact` are upper bounds."""
         ...
 
-    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
-        """Write a chunk to its place; Gone if the upload has ended."""
+    def put(self, slot: Slot, number: int, pieces: Pieces, at: int = 0) -> None:
+        """Write a chunk, or the part of it that begins `at` so many bytes, to its place; Gone if the upload ended."""
         ...
 
     def read(self, slot: Slot, start: int, stop: int) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ _DISK_FULL = 14031
 class MongoChunks:
     """Uploads in a database; `url` is ``mongodb://user:password@host/database``."""
 
-    least, most, readable = 1, 1 << 30, True
+    least, most, readable, in_place = 1, 1 << 30, True, False
 
     def __init__(self, url: str) -> None:
         try:
@@ -40,7 +40,7 @@ class MongoChunks:
             self._uploads.insert_one({"_id": slot.id, "name": slot.name, "chunk_size": slot.chunk_size})
         return ""
 
-    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
+    def put(self, slot: Slot, number: int, pieces: Pieces, at: int = 0) -> None:  # noqa: ARG002 - always whole
         """Write a chunk, in place of one that was there."""
         parent, chunk = {"_id": _id(slot, number)}, b"".join(pieces)
         with _told():

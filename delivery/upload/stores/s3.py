@@ -27,7 +27,7 @@ CONNECTIONS = 16
 class S3Chunks:
     """Uploads in a bucket, below a prefix; `url` is ``s3://bucket/prefix``."""
 
-    least, most, readable = 5 << 20, 5 << 30, False
+    least, most, readable, in_place = 5 << 20, 5 << 30, False, False
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -48,7 +48,7 @@ class S3Chunks:
         with self._told():
             return str(self._client.create_multipart_upload(**self._key(slot))["UploadId"])
 
-    def put(self, slot: Slot, number: int, pieces: Pieces) -> None:
+    def put(self, slot: Slot, number: int, pieces: Pieces, at: int = 0) -> None:  # noqa: ARG002 - always whole
         """Upload a part."""
         with self._told():
             self._client.upload_part(
