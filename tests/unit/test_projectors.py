@@ -212,6 +212,25 @@ def test_compiled_equals_reference(slices, columns, angles, share, model, circle
     assert progress.misfit == pytest.approx(reference_progress.misfit, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("slices", [1, 17, 40])
+@pytest.mark.parametrize("count", [1, 5, 12, 40])
+def test_weights_that_are_kept_or_not_give_the_same(slices, count):
+    projector, random = make_projector("numba", slices, 20, circle=0.9), np.random.default_rng(3)
+    angles = np.linspace(0.0, 2.0, count)
+    sinogram = import_sinogram(projector, random.random((count, slices, 20), np.float32))
+
+    def updated(geometries):
+        volume = projector.new_volume()
+        for geometry in geometries:
+            projector.add_back(volume, projector.residual(volume, sinogram, geometry), geometry)
+        return projector.export_volume(volume)
+
+    again = projector.geometry(angles, 10.2)
+    kept = updated([again] * 4)
+    assert again.weighed
+    assert np.array_equal(kept, updated([projector.geometry(angles, 10.2) for _ in range(4)]))
+
+
 def test_threads_do_not_change_a_bit():
     rng = np.random.default_rng(2)
     projector = make_projector("numba", 40, 75)

@@ -92,6 +92,12 @@ def _new_tables(entries):
 
 
 @njit(**_SMALL)
+def _columns(inside):
+    """Return the columns of the image, of whose rows `inside` tells."""
+    return inside.shape[1] - TABLE_LANES
+
+
+@njit(**_SMALL)
 def _unravel(job, size):
     """Return the two coordinates of a job on a grid `size` wide (Numba counts jobs without a sign)."""
     job = np.intp(job)
@@ -416,9 +422,11 @@ def _change_pixel(volume, place, gain, gathered):
 
 
 @njit(**_SMALL)
-def _pass_row(volume, residual, angles, inside, weights, weigh, relaxation, pixels, tables, sums, is_first, is_last):
+def _pass_row(
+    volume, residual, angles, inside, weights, weigh, keeps, relaxation, pixels, tables, sums, is_first, is_last
+):
     """Gather what some of the angles give to 16 pixels of a row; the last pass updates them and returns the change."""
-    vector, size = width(volume), len(weights)
+    vector, size = width(volume), _columns(inside)
     offsets, below, above, gains = tables
     row, left_edge, right_edge, spot = pixels
     left_squares, right_squares = zeros(volume), zeros(volume)
@@ -434,7 +442,8 @@ def _pass_row(volume, residual, angles, inside, weights, weigh, relaxation, pixe
         if is_last:
             lengths = inverse(lengths, np.float32(NEGLIGIBLE))
             lengths = keep(lengths, counting() + np.int32(left_edge), np.int32(first), np.int32(end - 1))
-        store(weights, place, lengths)
+        if keeps:
+            store(weights, place, lengths)
     store(gains, 0, relaxation * lengths)
     place = ((row + BORDER) * volume.shape[1] + left_edge + BORDER) * vector
     for lane in range((first - left_edge) & -2, end - left_edge, 2):
@@ -454,7 +463,7 @@ def _pass_row(volume, residual, angles, inside, weights, weigh, relaxation, pixe
 
 
 @njit(**_LOOP)
-def _add_tile(volume, residual, angles, inside, weights, weigh, relaxation, tile, change):
+def _add_tile(volume, residual, angles, inside, weights, weigh, keeps, relaxation, tile, change):
     """Update one tile of `volume`, in one pass; put the sum of its squared changes into `change`."""
     tables = _new_tables(ANGLES_PER_PASS * TABLE_LANES)
     top, bottom, left_edge, right_edge = tile
@@ -463,7 +472,7 @@ def _add_tile(volume, residual, angles, inside, weights, weigh, relaxation, tile
         for column in range(left_edge, right_edge, TABLE_LANES):
             pixels = row, column, min(right_edge, column + TABLE_LANES), 0
             squares = squares + _pass_row(
-                volume, residual, angles, inside, weights, weigh, relaxation, pixels, tables, volume, True, True
+                volume, residual, angles, inside, weights, weigh, keeps, relaxation, pixels, tables, volume, True, True
             )
     store(change, 0, squares)
 
@@ -481,20 +490,21 @@ def _add_tile_in_passes(volume, residual, angles, inside, weights, weigh, relaxa
         for row in range(top, bottom):
             pixels = row, left_edge, right_edge, (row - top) * TILE_COLUMNS * width(volume)
             squares = squares + _pass_row(
-                volume, part, some, inside, weights, weigh, relaxation, pixels, tables, sums, start == 0, end == count
-            )
+                volume, part, some, inside, weights, weigh, True, relaxation, pixels, tables, sums, start == 0,
+                end == count,
+            )  # fmt: skip
     store(change, 0, squares)
 
 
 @njit(**_PARALLEL)
-def add_back(volume, residual, angles, inside, weights, weigh, relaxation, tile_rows, tile_columns, changes):
+def add_back(volume, residual, angles, inside, weights, weigh, keeps, relaxation, tile_rows, tile_columns, changes):
     """Add `relaxation` * `weights` * the back projection of `residual` to `volume`, tile by tile.
 
     `weights` (rows, columns and more) are 1 / the sum of the lengths of all rays in a pixel, 0 for pixels that are not
-    `inside`. With `weigh` they are filled here, since the lengths are at hand. `changes` [slab][tile] takes the sum of
-    the squared changes, one vector per tile.
+    `inside`. With `weigh` they are worked out here, since the lengths are at hand, and filled in if one `keeps` them,
+    as more than one pass must. `changes` [slab][tile] takes the sum of the squared changes, one vector per tile.
     """
-    size = weights.shape[0]
+    size = _columns(inside)
     across = (size + tile_columns - 1) // tile_columns
     tiles = changes.shape[1]
     for tile in prange(tiles):
@@ -502,10 +512,10 @@ def add_back(volume, residual, angles, inside, weights, weigh, relaxation, tile_
         row, column = row * tile_rows, column * tile_columns
         edges = row, min(size, row + tile_rows), column, min(size, column + tile_columns)
         for slab in range(changes.shape[0]):
-            first = weigh and slab == 0
+            first = weigh and (slab == 0 or not keeps)
             part, bins, change = volume[slab], residual[slab], changes[slab, tile:]
             if len(angles) <= ANGLES_PER_PASS:
-                _add_tile(part, bins, angles, inside, weights, first, relaxation, edges, change)
+                _add_tile(part, bins, angles, inside, weights, first, keeps, relaxation, edges, change)
             else:
                 _add_tile_in_passes(part, bins, angles, inside, weights, first, relaxation, edges, change)
 

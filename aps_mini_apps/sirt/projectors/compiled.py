@@ -33,16 +33,18 @@ cache, in which their bins stay while a tile is filled."""
 class CompiledGeometry:
     """What depends on the angles: see `_kernels.fill_residual` and `_kernels.add_back`.
 
-    Spans and row weights mean nothing until a projection has `traced` the rays, nor do the column weights until an
-    update has `weighed` the columns: both come at little cost where the lengths are worked out anyway.
+    Spans and row weights mean nothing until a projection has `traced` the rays. Column weights come at little cost
+    where an update works the lengths out anyway, and windows are updated once as a rule: those of few angles are kept
+    from the second update on, since a table as large as a slice costs more than it saves before.
     """
 
     angles: npt.NDArray[np.void]
     spans: npt.NDArray[np.int32]
     row_weights: Floats
-    column_weights: Floats
+    column_weights: Floats | None = None
     traced: bool = False
     weighed: bool = False
+    updates: int = 0
 
 
 class NumbaProjector:
@@ -75,6 +77,7 @@ class NumbaProjector:
         self._radius = math.inf if circle is None else circle * columns / 2
         self._member = in_circle(columns, circle)
         self._inside = _first_and_last(self._member)
+        self._unkept = np.empty((0, self._table_columns), np.float32)
 
     def new_volume(self) -> Floats:
         """Return a volume of zeros."""
@@ -131,7 +134,6 @@ class NumbaProjector:
             angles=records,
             spans=np.empty((len(records), self.columns, 2), np.int32),
             row_weights=np.empty((len(records), self.columns), np.float32),
-            column_weights=np.empty((self.columns, self._table_columns), np.float32),
         )
 
     def residual(self, volume: Floats, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
@@ -162,20 +164,31 @@ class NumbaProjector:
         rows, columns = self._tile(len(geometry.angles))
         tiles = math.ceil(self.columns / rows) * math.ceil(self.columns / columns)
         changes = np.empty((self._slabs, tiles, self._lanes), np.float32)
+        weights = self._weights(geometry)
         _kernels.add_back(
             self._vectors(volume),
             self._vectors(residual),
             geometry.angles,
             self._inside,
-            geometry.column_weights,
+            self._unkept if weights is None else weights,
             not geometry.weighed,
+            weights is not None,
             np.float32(relaxation),
             rows,
             columns,
             self._vectors(changes),
         )
-        geometry.weighed = True
+        geometry.updates, geometry.weighed = geometry.updates + 1, weights is not None
         return float(changes.sum(dtype=np.float64))
+
+    def _weights(self, geometry: CompiledGeometry) -> Floats | None:
+        """Return the table of column weights, filled or to be filled, if it is kept."""
+        if geometry.column_weights is None and (geometry.updates or len(geometry.angles) > _FEW_ANGLES):
+            geometry.column_weights = self._new_weights()
+        return geometry.column_weights
+
+    def _new_weights(self) -> Floats:
+        return np.zeros((self.columns, self._table_columns), np.float32)
 
     def misfit(self, residual: Floats, sinogram: Floats, geometry: CompiledGeometry) -> float:
         """Return ||b - A x|| / ||b|| over the rays that cross pixels; 0 if their b is all 0."""
@@ -193,7 +206,7 @@ class NumbaProjector:
 
     def back(self, sinogram: Floats, geometry: CompiledGeometry) -> Floats:
         """Return A' b: what an unweighted update adds to nothing."""
-        members = np.zeros_like(geometry.column_weights)
+        members = self._new_weights()
         members[:, : self.columns] = self._member  # pixels are done in pairs: one of them may lie outside the circle
         unweighted = replace(geometry, column_weights=members, weighed=True)
         padded = _zeros((self._slabs, len(geometry.angles), self._bins, self._lanes))
