@@ -1,14 +1,11 @@
 """How fast a frame becomes a message and back, against the `flatbuffers` package and a plain copy.
 
-Prints the median of interleaved rounds and ratios to the peers of the same run.
+The frame has 2048 x 2048 pixels of 16 bits, 8 MiB.
 """
-
-import statistics
-import time
-from collections.abc import Callable
 
 import flatbuffers
 import numpy as np
+from results import Contestant, compete, record
 
 from aps_mini_apps.frames import Frame, FrameKind
 from aps_mini_apps.wire import timage
@@ -33,26 +30,24 @@ def encode_with_the_package() -> bytes:
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    message = timage.encode(FRAME)
-    work: dict[str, Callable[[], object]] = {
-        "copy of the pixels": FRAME.pixels.copy,
-        "encode": lambda: timage.encode(FRAME),
-        "encode, flatbuffers package": encode_with_the_package,
-        "decode, checksum verified": lambda: timage.decode(message, strict=True),
+    """Measure, print and record."""
+    message, size = timage.encode(FRAME), FRAME.pixels.nbytes / 1e9
+    copy = Contestant(FRAME.pixels.copy, size)
+    encoding = {
+        "ours": Contestant(lambda: timage.encode(FRAME), size),
+        "flatbuffers package": Contestant(encode_with_the_package, size),
+        "copy of the pixels": copy,
     }
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(ROUNDS):
-        for name, function in work.items():
-            began = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    print("2048 x 2048 uint16 (8 MiB)")
-    for name, seconds in medians.items():
-        print(f"  {name:28} {seconds * 1e3:8.2f} ms   {seconds / medians['copy of the pixels']:6.2f} x a copy")
-    ratio = medians["encode, flatbuffers package"] / medians["encode"]
-    print(f"  encode is {ratio:.1f} times as fast as the flatbuffers package")
+    decoding = {
+        "ours, checksum verified": Contestant(lambda: timage.decode(message, strict=True), size),
+        "copy of the pixels": copy,
+    }
+    record(
+        [
+            compete("codec_encode_2048x2048_u16", "GB/s", encoding, ROUNDS),
+            compete("codec_decode_2048x2048_u16", "GB/s", decoding, ROUNDS),
+        ]
+    )
 
 
 if __name__ == "__main__":
