@@ -38,7 +38,7 @@ class Arrival:
 
     def __init__(self, upload: Upload, number: int, proof: Proof, key: bytes) -> None:
         self.upload, self.number, self.proof = upload, number, proof
-        self.length = 0
+        self.length, self._slot = 0, upload.slot
         self.pieces: list[bytes | bytearray | memoryview] = []
         self._leaf = blake3()
         self._other = None if proof.kind == Kind.BLAKE3 else new_hasher(proof.kind, key)
@@ -73,7 +73,7 @@ class Arrival:
                 self._other.update(piece)
         with self._lock:
             if self._store:
-                self._store.put(self.upload.slot, self.number, pieces, self.length)
+                self._store.put(self._slot, self.number, pieces, self.length)
             elif self._keeps:
                 self.pieces.extend(pieces)
             self.length += sum(map(len, pieces))

@@ -230,7 +230,8 @@ class _Run:
         The second time it comes from the system's memory; to keep it in ours would cost more.
         """
         start, stop = self._span(number)
-        self._hash(number)
+        if not self.leaves[number]:
+            self._hash(number)
         self._sender.put(f"/upload/{self._id}/chunk/{number}", self._source, (start, stop), self.leaves[number])
         self._progress(stop - start)
 
