@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import os
 import random
+import resource
 import socket
 import sqlite3
 import threading
@@ -363,6 +364,22 @@ def test_what_there_is_no_room_for_is_refused_before_its_first_byte(tmp_path):
         assert (content.status_code, "no folder is configured" in content.text) == (400, True)
         json_chunk = {"content": b"{}", "headers": {"content-type": "application/json", "content-sha256": "0"}}
         assert service.operator.post(f"/upload/{service.prepare('c', 9)}/chunk/0", **json_chunk).status_code == 400
+
+
+def test_a_disk_that_fills_up_costs_the_chunk_that_came_alone(tmp_path):
+    with intake(tmp_path, "--unknown-size", "10MB", "--old-clients-key", OLD_KEY) as service:
+        chunks = [os.urandom(1 << 20) for _ in range(3)]
+        upload = service.prepare("a.h5", None, 1 << 20, digest="tree")
+        made(service.put(upload, 0, chunks[0]))
+        process = service.process.process.pid
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (5 << 19, resource.RLIM_INFINITY))
+        full = service.put(upload, 2, chunks[2])
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert (full.status_code, "nothing that was verified is lost" in full.text) == (507, True)
+        for number in (1, 2):
+            made(service.put(upload, number, chunks[number]))
+        made(service.finalise(upload, tree(b"".join(chunks), 1 << 20), fileSize=3 << 20))
+        assert list(service.files().values()) == [b"".join(chunks)]
 
 
 def test_a_kill_between_the_decision_and_the_rename_is_made_good(tmp_path):
