@@ -46,11 +46,6 @@ class Arrival:
         self._keeps, self._lock = True, threading.Lock()
 
     @property
-    def in_place(self) -> bool:
-        """Whether all that came lies in the chunk's place."""
-        return self._store is not None
-
-    @property
     def memory(self) -> int:
         """Bytes that it holds at most."""
         length = self.upload.length(self.number)
@@ -104,6 +99,21 @@ class Places:
         with self._lock:
             if self._writing.get((arrival.upload.id, arrival.number)) is arrival:
                 del self._writing[arrival.upload.id, arrival.number]
+
+    @contextmanager
+    def closed(self, arrival: Arrival) -> Iterator[bool]:
+        """Let nobody write to an arrival's place until the end of the block; yield whether all that came lies there."""
+        key = arrival.upload.id, arrival.number
+        with self._lock:
+            complete = self._writing.get(key) is arrival
+            if complete:
+                self._writing[key] = None
+        try:
+            yield complete
+        finally:
+            if complete:
+                with self._lock:
+                    del self._writing[key]
 
     @contextmanager
     def alone(self, upload: str, number: int) -> Iterator[None]:

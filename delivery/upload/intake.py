@@ -1,4 +1,7 @@
-"""What may be done with uploads, whatever door a request came through. All of it blocks: doors call it in threads."""
+"""What may be done with uploads, whatever door a request came through.
+
+All of it blocks, so that doors call it in threads; but for what an `Arrival` takes in, see `bodies.Hand`.
+"""
 
 import secrets
 import threading
@@ -22,6 +25,10 @@ LONGEST_NAME = 255
 """Bytes of a part of a path: what file systems take."""
 
 LOCKS = 64
+
+TUS_WHOLE, TUS_PART = "tus", "tus-part"
+TUS_DOORS = TUS_WHOLE, TUS_PART
+"""Doors of uploads whose bytes come in order: what lies there may count before it is entered."""
 
 
 class Refused(UserError):  # noqa: N818 - an answer
@@ -97,7 +104,7 @@ class Intake:
         """
         check_name(name)
         before = self.ledger.current(person.name, key) if key else None
-        if before and (before.name, before.size, before.chunk_size) == (name, size, chunk_size):
+        if before and (before.name, before.size) == (name, size) and before.fits(chunk_size):
             return before
         now = self.ledger.clock()
         upload = Upload(
@@ -138,6 +145,13 @@ class Intake:
             raise Refused(410, f"this upload is {upload.state}: {upload.reason}; begin anew")
         return upload
 
+    def find_fillable(self, person: Person, name: str) -> Upload:
+        """Return an open upload whose chunks may come in any order; 404 for those that come in order, by tus."""
+        upload = self.find_open(person, name)
+        if upload.door in TUS_DOORS:
+            raise Refused(404, "there is no such upload at this door: it comes by tus")
+        return upload
+
     # Chunks
 
     def arrive(self, upload: Upload, number: int, length: int, proof: Proof) -> Arrival:
@@ -152,7 +166,12 @@ class Intake:
         arrival = Arrival(upload, number, proof, self._key)
         if self.store.in_place:
             self._places.take(arrival, self.store)
-        if self.ledger.chunk(upload.id, number):  # asked once the place is ours: now nobody can enter it unnoticed
+        try:
+            held = self.ledger.chunk(upload.id, number)  # asked once the place is ours: nobody enters it unnoticed now
+        except BaseException:
+            self._places.leave(arrival)
+            raise
+        if held:
             self._places.leave(arrival)
         return arrival
 
@@ -162,7 +181,8 @@ class Intake:
         Raises
         ------
         Refused
-            400 if it has not its length, 406 if its digest is wrong, or another chunk has its place.
+            400 if it has not its length, 406 if its digest is wrong, or another chunk has its place; 503 if it has to
+            be sent again, since another request took its place and failed.
         """
         upload, number = arrival.upload, arrival.number
         self.check_length(upload, number, arrival.length)
@@ -170,8 +190,8 @@ class Intake:
         if chunk is None:
             raise Refused(406, f"chunk {number} did not arrive as it was sent: its {arrival.proof.kind} is another one")
         try:
-            with self._lock(upload.id, number):
-                if arrival.in_place:  # since it came, nobody else has entered this chunk: that takes the place away
+            with self._lock(upload.id, number), self._places.closed(arrival) as complete:
+                if complete:  # and nobody else has entered this chunk since it came: that takes the place away
                     self.ledger.enter(upload.id, chunk)
                 else:
                     self._place(upload, chunk, arrival.pieces)
@@ -206,6 +226,9 @@ class Intake:
         if held:
             raise Refused(406, f"chunk {chunk.number} is here already, with another content: begin anew")
         if not pieces:
+            current = self.ledger.get(upload.id)
+            if current is None or current.state != State.OPEN:
+                raise Ended
             raise Refused(503, f"another request for chunk {chunk.number} was first, and failed: send it again")
         with self._places.alone(upload.id, chunk.number):
             self.store.put(upload.slot, chunk.number, pieces)

@@ -86,6 +86,10 @@ class Upload(NamedTuple):
         """How many chunks it has, at most if the size is not exact."""
         return -(-self.size // self.chunk_size)
 
+    def fits(self, chunk_size: int) -> bool:
+        """Return whether somebody who means to send chunks of that size finds it again in it."""
+        return self.state == State.STORED or self.chunk_size == chunk_size
+
     def length(self, number: int) -> int:
         """Return the bytes that chunk `number` has, at most if the size is not exact; 0 if there is no such chunk."""
         return max(min(self.chunk_size, self.size - number * self.chunk_size), 0) if number >= 0 else 0

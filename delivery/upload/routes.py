@@ -2,7 +2,7 @@
 
 Statuses: 201 made, or made before by the same request; 400 not as it must be, or too early; 401 no known token;
 402 no licence; 404 no such upload; 406 a digest, or what is here already, says otherwise; 408 the sender fell silent;
-409 stored already; 410 expired or cancelled; 429 quota; 507 no room.
+409 stored already; 410 expired or cancelled; 429 quota; 503 send it again; 507 no room.
 """
 
 import base64
@@ -113,7 +113,7 @@ class OwnDoor:
             """Send a chunk as the body, with its digest; again, and it is left as it is."""
             old = self._is_old(request)
             proof = digests.proof(old=old, whole=False)
-            upload = await run_in_threadpool(self._intake.find_open, person, name)
+            upload = await run_in_threadpool(self._intake.find_fillable, person, name)
             await (self._take_old if old else self._take)(request, upload, number, proof)
             return {"file_id": name, "chunk": number}
 
@@ -122,7 +122,7 @@ class OwnDoor:
             name: str, given: Known, person: Annotated[Person, Depends(self._door.person)]
         ) -> dict[str, list[int]]:
             """Say which chunks need not be sent: their owner has stored them before, in whatever file."""
-            upload = self._intake.find_open(person, name)
+            upload = self._intake.find_fillable(person, name)
             digests = {number: bytes.fromhex(digest) for number, digest in given.chunks.items()}
             return {"held": self._intake.known(upload, digests)}
 

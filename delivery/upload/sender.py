@@ -154,7 +154,7 @@ class Sender:
         }
 
         def send() -> httpx.Response:
-            return _unless_later(self._client.post(path, content=source.blocks(*span), headers=headers))
+            return _unless_later(self._client.post(path, content=_Body(source, span), headers=headers))
 
         for _ in range(TRIES):
             answer = self.patiently(send)
@@ -175,6 +175,16 @@ class Sender:
         chunks = {str(number): digest.hex() for number, digest in digests.items()}
         held: list[int] = self._ask("POST", f"/upload/{upload}/known", json={"chunks": chunks})["held"]
         return held
+
+
+class _Body:
+    """The bytes of a request, as often as they are wanted: once more after a login that had expired, for instance."""
+
+    def __init__(self, source: Source, span: tuple[int, int]) -> None:
+        self._source, self._span = source, span
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._source.blocks(*self._span)
 
 
 class _Run:

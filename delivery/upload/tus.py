@@ -28,7 +28,7 @@ from delivery.people.api import Door
 from delivery.upload.appending import Append, Seats, Tails, offset
 from delivery.upload.bodies import Room, blocks
 from delivery.upload.digests import leaf
-from delivery.upload.intake import Intake, Refused
+from delivery.upload.intake import TUS_DOORS, TUS_PART, TUS_WHOLE, Intake, Refused
 from delivery.upload.ledger import Chunk, State, Upload
 
 VERSION = "1.0.0"
@@ -39,7 +39,6 @@ CHUNK, MOST_COUNT = 4 << 20, 10_000
 ALGORITHMS: dict[str, Callable[[], Any]] = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "blake3": blake3}
 """Checksums that clients may send; SHA-1 is the one that every tus server must know."""
 
-_WHOLE, _PART = "tus", "tus-part"
 _MISMATCH = 460
 _PAIR = re.compile(r"([^\s,]+)(?: ([A-Za-z0-9+/=]*))?")
 
@@ -118,7 +117,7 @@ class TusDoor:
             if kind == "final":
                 upload = self._concatenate(person, request, parts.split())
             elif kind in ("", "partial"):
-                upload = self._begin(person, request, _PART if kind else _WHOLE)
+                upload = self._begin(person, request, TUS_PART if kind else TUS_WHOLE)
             else:
                 raise Refused(400, "Upload-Concat is partial or final;URL URL …")
             return Response(status_code=201, headers={"location": f"{PATH}{upload.id}", **_expiry(upload)})
@@ -148,7 +147,7 @@ class TusDoor:
             upload = await run_in_threadpool(self._find, person, name)
             async with self._seats.take(name):
                 reached = await self._append(request, upload, _count(request, "upload-offset"), checksum)
-            if reached == upload.size and upload.door == _WHOLE:
+            if reached == upload.size and upload.door == TUS_WHOLE:
                 upload = await run_in_threadpool(self._intake.finalise, upload, None)
             return Response(status_code=204, headers={"upload-offset": str(reached), **_expiry(upload)})
 
@@ -162,7 +161,7 @@ class TusDoor:
 
     def _find(self, person: Person, name: str) -> Upload:
         upload = self._intake.find_open(person, name)
-        if upload.door not in (_WHOLE, _PART):
+        if upload.door not in TUS_DOORS:
             raise Refused(404, "there is no such upload at this door")
         return upload
 
@@ -170,9 +169,9 @@ class TusDoor:
         length = _count(request, "upload-length") if size is None else size
         given = request.headers.get("upload-metadata", "")
         more = {"metadata": given, "concat": request.headers.get("upload-concat", "")}
-        name = _name(_metadata(given)) if door == _WHOLE else "part"
+        name = _name(_metadata(given)) if door == TUS_WHOLE else "part"
         upload = self._intake.announce(person, name, length, self._chunk_size(length), door=door, more=more)
-        if not length and door == _WHOLE:
+        if not length and door == TUS_WHOLE:
             upload = self._intake.finalise(upload, None)
         return upload
 
@@ -207,12 +206,12 @@ class TusDoor:
         if not self._intake.store.readable:
             raise Refused(400, "parts can't be put together in this store")
         parts = [self._find(person, url.rstrip("/").rpartition("/")[2]) for url in urls]
-        if not parts or any(part.door != _PART for part in parts):
+        if not parts or any(part.door != TUS_PART for part in parts):
             raise Refused(400, "only uploads that were begun as partial ones can be put together")
         if any(offset(self._intake, self._tails, part) != part.size for part in parts):
             raise Refused(400, "a part has not come in whole yet")
         size = sum(part.size for part in parts)
-        upload = self._begin(person, request, _WHOLE, size)
+        upload = self._begin(person, request, TUS_WHOLE, size)
         for number, content in enumerate(_recut(self._contents(parts), upload.chunk_size)):
             self._intake.write(upload, Chunk(number, len(content), leaf([content])), [content])
         if upload.state == State.OPEN:

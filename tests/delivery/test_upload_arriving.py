@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from delivery.upload.arriving import Arrival
 from delivery.upload.digests import Kind, Proof
 from delivery.upload.intake import Intake, Refused, Terms
 from delivery.upload.ledger import Ledger, Upload
-from delivery.upload.stores import open_store
+from delivery.upload.stores import Gone, open_store
 from tests.delivery.intake_service import Intake as Service
 from tests.delivery.intake_service import intake, made, tree
 from tests.delivery.sync_programs import until
@@ -178,7 +179,8 @@ def test_nobody_takes_a_place_that_is_being_filled(taken, monkeypatch):
 
     monkeypatch.setattr(taken.store, "put", meanwhile)
     taken.keep(upload, 0, [CONTENTS[0]], Proof(Kind.BLAKE3, digest(CONTENTS[0])))
-    assert not late[0].in_place
+    late[0].add([CONTENTS[1]])
+    assert b"".join(taken.store.read(upload.slot, 0, 30)) == CONTENTS[0]
 
 
 def test_a_place_that_was_filled_just_now_is_not_taken(taken, monkeypatch):
@@ -213,6 +215,50 @@ def test_many_at_once_leave_a_chunk_that_is_right(taken, round_):
     counted = taken.ledger.chunk(upload.id, 0)
     if counted:
         assert blake3(b"".join(taken.store.read(upload.slot, 0, 30))).digest() == counted.blake3
+
+
+def test_a_place_is_free_again_after_a_fault_of_the_database(taken, monkeypatch):
+    upload = taken.announce(ADA, f"{os.urandom(8).hex()}.h5", 30, 30)
+    good = Proof(Kind.BLAKE3, digest(CONTENTS[0]))
+    with monkeypatch.context() as faulty:
+        faulty.setattr(taken.ledger, "chunk", Mock(side_effect=OSError("gone")))
+        with pytest.raises(OSError, match="gone"):
+            taken.arrive(upload, 0, 30, good)
+    arrival = taken.arrive(upload, 0, 30, good)
+    arrival.add([CONTENTS[0]])
+    assert b"".join(taken.store.read(upload.slot, 0, 30)) == CONTENTS[0]
+
+
+def test_what_has_ended_meanwhile_is_told_to_all(taken):
+    upload = taken.announce(ADA, f"{os.urandom(8).hex()}.h5", 30, 30)
+    first, second = (taken.arrive(upload, 0, 30, Proof(Kind.BLAKE3, digest(CONTENTS[0]))) for _ in range(2))
+    for arrival in (first, second):
+        arrival.add([CONTENTS[0]])
+    taken.settle(second)
+    taken.cancel(upload, "ada")
+    with pytest.raises(Refused) as refused:
+        taken.settle(first)
+    assert refused.value.status == 410
+
+
+def test_nothing_is_written_to_a_file_that_has_its_name(taken):
+    upload = taken.announce(ADA, f"{os.urandom(8).hex()}.h5", None, 10)
+    late = taken.arrive(upload, 5, 10, Proof(Kind.BLAKE3, digest(b"z" * 10)))
+    taken.keep(upload, 0, [b"0123456789"], Proof(Kind.BLAKE3, digest(b"0123456789")))
+    whole = Proof(Kind.TREE, blake3(blake3(b"0123456789").digest()).hexdigest())
+    stored = taken.finalise(upload, whole, size=10)
+    with pytest.raises(Gone):
+        late.add([b"z" * 10])
+    assert b"".join(taken.store.read(stored.slot, 0, 10)) == b"0123456789"
+
+
+def test_uploads_by_tus_take_no_chunks_at_this_door(service):
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Length": "1000"}
+    path = service.operator.post("/tus/", headers=headers).headers["location"]
+    upload = path.rstrip("/").rpartition("/")[2]
+    assert service.put(upload, 0, bytes(1000)).status_code == 404
+    known = service.operator.post(f"/upload/{upload}/known", json={"chunks": {"0": digest(bytes(1000))}})
+    assert known.status_code == 404
 
 
 def test_a_slow_disk_is_left_to_threads(monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from delivery.asking import auth_of
 from delivery.files.version import SourceChanged
 from delivery.upload.sender import FileSource, Line, Sender, opened
+from delivery.upload.settings import UploadSettings
 from ministream.base.errors import UserError
 from tests.delivery.intake_service import PASSWORD, intake, made
 from tests.delivery.sync_programs import Program, until
@@ -88,6 +91,27 @@ def test_people_send_by_name_and_password(service, tmp_path):
     more = {"--token-file": None, "--user": "ada", "--password-file": tmp_path / "password"}
     assert upload(service, tmp_path / "mine.h5", **more).wait() == 0
     assert service.files()["ada/mine.h5"] == b"mine"
+
+
+def test_a_login_that_ends_on_the_way_is_renewed(service, tmp_path):
+    path, content = tmp_path / "renewed.h5", os.urandom(6 * CHUNK)
+    path.write_bytes(content)
+    made(httpx.post(f"{service.url}/register", json={"name": "grace", "password": PASSWORD}))
+    (tmp_path / "password").write_text(PASSWORD)
+    given = UploadSettings(
+        files=(str(path),), service=service.url, user="grace", password_file=tmp_path / "password"
+    )  # fmt: skip
+    ended: list[int] = []
+
+    def end_logins(_bytes: int) -> None:
+        with sqlite3.connect(service.folder / "intake.db", timeout=30) as database:
+            ended.append(database.execute("DELETE FROM logins").rowcount)
+        database.close()
+
+    with httpx.Client(base_url=service.url, auth=auth_of(given)) as client, opened(path) as source:
+        Sender(client, Line(CHUNK, parallel=1)).send(source, path.name, progress=end_logins)
+    assert sum(ended) >= 6
+    assert stored(service, "grace/renewed.h5") == content
 
 
 @pytest.mark.parametrize(

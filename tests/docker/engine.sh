@@ -27,7 +27,8 @@ run_engine() {
     before=$(cat /run/docker.pid 2>/dev/null || true)
     for _ in {1..300}; do
         [ "$(cat "/proc/$before/comm" 2>/dev/null)" = dockerd ] || break
-        sleep 0.2  # it still stops, and a second one would refuse to start
+        docker info >/dev/null 2>&1 && return
+        sleep 0.2  # it still starts or stops, and a second one would refuse to start
     done
     nohup dockerd --storage-driver="$1" >/var/log/mini-stream-dockerd.log 2>&1 </dev/null &
     echo $! >/run/mini-stream-dockerd.pid

@@ -35,7 +35,7 @@ class CompiledGeometry:
 
     Spans and row weights mean nothing until a projection has `traced` the rays. Column weights come at little cost
     where an update works the lengths out anyway, and windows are updated once as a rule: those of few angles are kept
-    from the second update on, since a table as large as a slice costs more than it saves before.
+    from the second update on, since a table as large as a slice costs a single update more than it saves.
     """
 
     angles: npt.NDArray[np.void]

@@ -51,13 +51,15 @@ class FileChunks:
         return ""
 
     def put(self, slot: Slot, number: int, pieces: Pieces, at: int = 0) -> None:
-        """Write bytes to their place: one at a time per file, as the system does, but without a fight for its lock."""
-        path = f"{self._open}/{slot.id}"
+        """Write bytes to their place: one thread at a time per file, as the system does, but without a fight for it."""
+        path, start = f"{self._open}/{slot.id}", number * slot.chunk_size + at
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                with self._writers[hash(slot.id) % WRITERS]:
-                    _write(descriptor, number * slot.chunk_size + at, pieces)
+                for step in _steps(pieces):
+                    with self._writer(slot):
+                        os.stat(path)  # noqa: PTH116 - raises once it has its name: nobody writes to it any more then
+                        start = _write(descriptor, start, step)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -76,7 +78,7 @@ class FileChunks:
     def finish(self, slot: Slot) -> None:
         """Give the file its name; what lies there already is left alone."""
         source, place = self._open / slot.id, self._folder / slot.place
-        with explained(place):
+        with explained(place), self._writer(slot):
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 if source.stat().st_size != slot.size:
@@ -99,6 +101,9 @@ class FileChunks:
         """Return whether something is at that place."""
         return os.path.lexists(self._folder / place)
 
+    def _writer(self, slot: Slot) -> threading.Lock:
+        return self._writers[hash(slot.id) % WRITERS]
+
     def _told(self, error: OSError, path: Path) -> UserError:
         if error.errno in _FULL:
             return NoRoom(f"{self._folder}: {error.strerror}; nothing that was verified is lost")
@@ -107,15 +112,15 @@ class FileChunks:
         return UserError(f"{path}: {error.strerror}")
 
 
-def _write(descriptor: int, at: int, pieces: Pieces) -> None:
-    """Write pieces one after the other, however few of them the system takes at a time."""
+def _steps(pieces: Pieces) -> Iterator[memoryview]:
     for piece in pieces:
         for start in range(0, len(piece), STEP):
-            at = _write_step(descriptor, at, memoryview(piece)[start : start + STEP])
+            yield memoryview(piece)[start : start + STEP]
 
 
-def _write_step(descriptor: int, at: int, step: memoryview) -> int:
+def _write(descriptor: int, start: int, step: memoryview) -> int:
+    """Write bytes, however few of them the system takes at a time; return where they end."""
     while step:
-        written = os.pwrite(descriptor, step, at)
-        at, step = at + written, step[written:]
-    return at
+        written = os.pwrite(descriptor, step, start)
+        start, step = start + written, step[written:]
+    return start
