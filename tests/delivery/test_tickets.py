@@ -214,9 +214,10 @@ def test_signed_links_need_no_login_and_are_good_for_one_ticket_only(service):
 
 
 def test_a_disk_that_is_full_fails_the_ticket_and_a_retry_does_when_there_is_room(service):
-    service.write("full.h5", BIG)
+    service.write("full.h5", 10 * BIG)
     process, before = service.process.process.pid, {path for path in service.store.rglob("*") if path.is_file()}
-    resource.prlimit(process, resource.RLIMIT_FSIZE, (BIG // 2, resource.RLIM_INFINITY))
+    limit = 8 * BIG  # of each file: the database's own are smaller
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         ticket = service.ask("full.h5")
         assert "File too large" in service.until(ticket, "failed")["reason"]
