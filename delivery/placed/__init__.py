@@ -10,7 +10,8 @@ sent       it was here, and the other site has it: only its record is left
 arriving   the other site has offered it; its bytes are being fetched
 =========  =============================================================================================
 
-Messages only hint: *offer* ("fetch this from me"), *have* ("I hold this") and *hello* ("I am back: offer again").
+Messages only hint: *offer* ("fetch this from me"), *have* ("I hold this") and *hello* ("I am back: offer again"); a
+*probe* is for the site itself ("does what is sent to me arrive?").
 An offer is written with the record of its file, in one transaction, and repeated until the other site holds the file;
 nothing is deleted before that site has said so over HTTP itself. So a broker may lose, repeat, reorder, or be down, and
 no message, forged or late, costs a byte.

@@ -79,7 +79,14 @@ class Hello(_Message):
     rule: str = Field(max_length=200)
 
 
-Message = Offer | Have | Hello
+class Probe(_Message):
+    """I send this to myself, to see whether what is sent to me arrives."""
+
+    kind: Literal["probe"] = "probe"
+    id: Id
+
+
+Message = Offer | Have | Hello | Probe
 
 _ANY: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from delivery.placed.disk import digest_of
 from delivery.placed.keeping import Keeper
-from delivery.placed.messages import Have, Hello, Offer, Poison, decode, encode
+from delivery.placed.messages import Have, Hello, Offer, Poison, Probe, decode, encode
 from delivery.placed.peer import Peer
 from delivery.placed.post import Post, Undelivered
 from delivery.placed.register import Entry, State
@@ -94,6 +94,8 @@ class Mover:
             If it can't be acted on now.
         """
         message = decode(body)
+        if isinstance(message, Probe):  # of a subscription that has been given up
+            return
         if message.sender is self._register.site:
             raise Poison("this site sent it itself; do both sites have one name?")
         if isinstance(message, Offer):
@@ -128,6 +130,7 @@ class Mover:
                     is_open, failures = True, 0
                     get_logger().info("messages go to the other site")
                 await self._send_due()
+                await self._post.check()
             except Undelivered as error:
                 if is_open or not failures:
                     get_logger().warning("messages wait", reason=str(error))

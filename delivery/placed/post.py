@@ -2,16 +2,20 @@
 
 Nothing here needs to be sure: who sends repeats what is not answered, who receives may receive twice. So each site
 reads its subject from now on, keeps no offsets and belongs to no group, and a broker that forgets everything forgets
-nothing of worth.
+nothing of worth. But a client may go on waiting, without a word, at a place that such a broker has not reached again:
+so each site sends itself a message now and then, and subscribes anew if that does not come.
 """
 
 import asyncio
 import importlib
 import logging
+import secrets
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, Protocol, cast
 from urllib.parse import urlsplit
 
+from delivery.placed.messages import Probe, encode
 from delivery.placed.peer import Peer
 from delivery.placed.rules import Site
 from ministream.base.errors import UserError
@@ -19,6 +23,9 @@ from ministream.base.log import get_logger
 
 ANSWER = 10.0
 """Seconds that a broker may take to accept a message, or a connection."""
+
+PROBE = 5.0
+"""Seconds between two messages that a site sends itself, and those that one may take."""
 
 Hear = Callable[[bytes], Awaitable[None]]
 
@@ -36,6 +43,10 @@ class Post(Protocol):
 
     async def send(self, body: bytes) -> None:
         """Hand over a message; raises Undelivered if nobody has taken it."""
+        ...
+
+    async def check(self) -> None:
+        """Look, now and then, whether messages come; raises Undelivered if they do not."""
         ...
 
     async def close(self) -> None:
@@ -86,6 +97,9 @@ class DirectPost:
         except UserError as error:
             raise Undelivered(str(error)) from error
 
+    async def check(self) -> None:
+        """Do nothing: a line that is cut is seen where it is used."""
+
     async def close(self) -> None:
         """Do nothing."""
 
@@ -96,13 +110,22 @@ class BrokerPost:
     def __init__(self, line: "_Line", url: str, site: Site) -> None:
         self._line, self._url, self._site = line, url, site
         self._broker: Any = None
+        self._probe, self._probed = b"", 0.0
         for name in ("aiokafka", "nats", "redis", "faststream"):  # we tell ourselves what fails
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
     async def open(self, hear: Hear) -> None:
         """Connect and subscribe."""
         await self.close()
-        self._broker = self._line.connect(self._url, f"placed.{self._site}", hear)
+        self._probe, self._probed = b"", time.monotonic()
+
+        async def listen(body: bytes) -> None:
+            if body == self._probe:
+                self._probe = b""
+            else:
+                await hear(body)
+
+        self._broker = self._line.connect(self._url, f"placed.{self._site}", listen)
         try:
             await asyncio.wait_for(self._broker.start(), ANSWER)
         except Exception as error:
@@ -111,7 +134,19 @@ class BrokerPost:
 
     async def send(self, body: bytes) -> None:
         """Publish a message."""
-        sent = self._broker.publish(body, f"placed.{self._site.other}", **self._line.options)
+        await self._publish(body, self._site.other)
+
+    async def check(self) -> None:
+        """Send oneself a message, and see that it comes."""
+        if time.monotonic() - self._probed < PROBE:
+            return
+        if self._probe:
+            raise Undelivered(f"broker {_hidden(self._url)}: what is sent to this site does not come; subscribing anew")
+        self._probe, self._probed = encode(Probe(sender=self._site, id=secrets.token_hex(16))), time.monotonic()
+        await self._publish(self._probe, self._site)
+
+    async def _publish(self, body: bytes, site: Site) -> None:
+        sent = self._broker.publish(body, f"placed.{site}", **self._line.options)
         try:
             await asyncio.wait_for(sent, ANSWER)
         except Exception as error:

@@ -95,3 +95,20 @@ def test_killed_at_random_every_file_is_where_the_rule_says_once(tmp_path, files
             f"{files} files, {kills} kills, {time.monotonic() - began:.0f} s, {both.most_memory / 1e6:.0f} MB at most"
         )
         assert both.most_memory < 150e6
+
+
+def test_sites_that_only_wait_hear_a_broker_again_that_has_forgotten_all(tmp_path):
+    """Their clients wait where the old broker had got to, and tell nobody."""
+    zeros = {f"f{number}.h5": bytes([number]) + bytes(100) for number in range(12)}
+    ones = {f"g{number}.h5": bytes([number]) + b"\xff" * 100 for number in range(12)}
+    with broker("kafka", tmp_path) as between, pair(tmp_path, "--broker", between.url) as both:
+        for name, content in [*zeros.items(), *ones.items()]:
+            assert both.upload("one" if name in zeros else "zero", name, content).status_code == 201
+        both.rest()
+        between.kill()
+        between.start()
+        assert both.upload("one", "late0.h5", bytes(50)).status_code == 201
+        assert both.upload("zero", "late1.h5", b"\xff" * 50).status_code == 201
+        both.rest()
+        assert both.listed("zero") == {**dict.fromkeys(zeros, 101), "late0.h5": 50}
+        assert both.listed("one") == {**dict.fromkeys(ones, 101), "late1.h5": 50}

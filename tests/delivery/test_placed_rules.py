@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from delivery.placed.bits import PIECE, count_ones
 from delivery.placed.disk import identify
-from delivery.placed.messages import LONGEST, File, Have, Hello, Offer, Poison, decode, encode
+from delivery.placed.messages import LONGEST, File, Have, Hello, Offer, Poison, Probe, decode, encode
 from delivery.placed.rules import About, Place, Site, find_rule
 from ministream.base.errors import UserError
 
@@ -96,6 +96,7 @@ files = some.builds(
 @given(
     some.builds(Offer, sender=some.sampled_from(Site), file=files)
     | some.builds(Hello, sender=..., rule=some.text(max_size=40))
+    | some.builds(Probe, sender=..., id=some.from_regex(r"[0-9a-f]{32}", fullmatch=True))
 )
 def test_messages_are_short_and_read_as_they_were_written(message):
     assert len(encode(message)) <= LONGEST
