@@ -1,6 +1,7 @@
 """Bodies of requests: how many are held in memory, and how long they may take to come."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -76,9 +77,7 @@ async def gather(request: Request, most: int, stall: float) -> Gathered:
         400 if there are more bytes, or the line is cut; 408 after the silence.
     """
     body = Gathered()
-    async for block in blocks(request, stall):
-        if body.length + len(block) > most:
-            raise Refused(400, f"there are more than the {most} bytes that this may have")
+    async for block in blocks(request, stall, most):
         body.add(block)
     return body
 
@@ -105,11 +104,8 @@ class Hand:
 
 async def pour(request: Request, most: int, stall: float, hand: Hand, into: Callable[[Pieces], None]) -> None:
     """Hand a request's body over to `into` as it comes; raises as `gather` does, and what `into` raises."""
-    length, batch = 0, Gathered()
-    async for block in blocks(request, stall):
-        length += len(block)
-        if length > most:
-            raise Refused(400, f"there are more than the {most} bytes that this may have")
+    batch = Gathered()
+    async for block in blocks(request, stall, most):
         batch.add(block)
         if batch.length >= BATCH:
             await hand.over(into, batch.pieces)
@@ -117,13 +113,16 @@ async def pour(request: Request, most: int, stall: float, hand: Hand, into: Call
     await hand.over(into, batch.pieces)
 
 
-async def blocks(request: Request, stall: float) -> AsyncIterator[bytes]:
+async def blocks(request: Request, stall: float, most: float = math.inf) -> AsyncIterator[bytes]:
     """Yield a request's body as it comes; raises as `gather` does."""
-    clock = asyncio.get_running_loop().time
+    clock, length = asyncio.get_running_loop().time, 0
     try:
         async with asyncio.timeout(stall) as limit:
             async for block in request.stream():
                 limit.reschedule(None)
+                length += len(block)
+                if length > most:
+                    raise Refused(400, f"there are more than the {most} bytes that this may have")
                 yield block
                 limit.reschedule(clock() + stall)
     except TimeoutError as error:
