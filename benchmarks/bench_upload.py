@@ -39,6 +39,7 @@ from delivery.upload.sender import Line, Sender, opened
 from delivery.upload.service import make_app
 from delivery.upload.settings import IntakeSettings
 from delivery.upload.tables import chunks
+from delivery.web.app import server_config
 from ministream.base import log
 
 SIZE, ROUNDS = 1_000_000_000, 7
@@ -51,11 +52,11 @@ BLOCK = 128 << 10
 TEN_GIGABYTES = 10_000_000_000
 
 
-def run(app: FastAPI, told: Connection) -> None:
+def run(config: uvicorn.Config, told: Connection) -> None:
     """Serve; tell the port."""
     listening = socket.create_server(("127.0.0.1", 0))
     told.send(listening.getsockname()[1])
-    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)).run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def serve_ours(folder: Path, told: Connection) -> None:
@@ -75,14 +76,14 @@ def serve_ours(folder: Path, told: Connection) -> None:
             return file.tell()
 
     app.get("/memory")(lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    run(app, told)
+    run(server_config(app), told)
 
 
 def serve_peer(folder: Path, told: Connection) -> None:
     """Serve tuspyserver."""
     app = FastAPI()
     app.include_router(create_tus_router(prefix="files", files_dir=str(folder / "peer"), max_size=1 << 40))
-    run(app, told)
+    run(uvicorn.Config(app, log_config=None, access_log=False), told)
 
 
 class Bench:

@@ -39,7 +39,7 @@ class Arrival:
     def __init__(self, upload: Upload, number: int, proof: Proof, key: bytes) -> None:
         self.upload, self.number, self.proof = upload, number, proof
         self.length, self._slot = 0, upload.slot
-        self.pieces: list[bytes | bytearray | memoryview] = []
+        self.pieces: list[bytes] = []
         self._leaf = blake3()
         self._other = None if proof.kind == Kind.BLAKE3 else new_hasher(proof.kind, key)
         self._store: ChunkStore | None = None
@@ -61,7 +61,7 @@ class Arrival:
             self._store, self._keeps = None, False
 
     def add(self, pieces: Pieces) -> None:
-        """Take in the next bytes."""
+        """Take in the next bytes, which may be overwritten afterwards."""
         for piece in pieces:
             self._leaf.update(piece)
             if self._other:
@@ -70,7 +70,7 @@ class Arrival:
             if self._store:
                 self._store.put(self._slot, self.number, pieces, self.length)
             elif self._keeps:
-                self.pieces.extend(pieces)
+                self.pieces.extend(map(bytes, pieces))
             self.length += sum(map(len, pieces))
 
     def proved(self) -> Chunk | None:

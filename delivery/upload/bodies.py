@@ -2,9 +2,8 @@
 
 import asyncio
 import math
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -12,12 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 from delivery.upload.arriving import BATCH
 from delivery.upload.intake import Refused
 from delivery.upload.stores import Pieces
+from delivery.web.socket_body import rest_of
 
 SMALL = 16 << 10
 """Bytes of a piece that is kept as it came."""
-
-LONG, REST = 0.1, 5.0
-"""Seconds that a call may hold the event loop up; for how long threads make the calls after one that did."""
 
 
 class Room:
@@ -82,41 +79,28 @@ async def gather(request: Request, most: int, stall: float) -> Gathered:
     return body
 
 
-class Hand:
-    """Calls what is quick as a rule: in the event loop, where a thread's part would cost more than the call does.
+async def pour(request: Request, most: int, stall: float, into: Callable[[Pieces], None]) -> None:
+    """Hand a request's body over to `into` as it comes, in threads; raises as `gather` does, and what `into` raises.
 
-    While a disk is slow, it is called in threads, so that all others are served meanwhile.
+    What `into` is given may be overwritten after the call.
     """
-
-    def __init__(self) -> None:
-        self._threads_until = 0.0
-
-    async def over(self, into: Callable[[Pieces], None], pieces: Pieces) -> None:
-        """Call `into` with `pieces`."""
-        began = time.monotonic()
-        if began < self._threads_until:
-            await run_in_threadpool(into, pieces)
-        else:
-            into(pieces)
-        if time.monotonic() - began > LONG:
-            self._threads_until = time.monotonic() + REST
-
-
-async def pour(request: Request, most: int, stall: float, hand: Hand, into: Callable[[Pieces], None]) -> None:
-    """Hand a request's body over to `into` as it comes; raises as `gather` does, and what `into` raises."""
+    if rest := rest_of(request):
+        with rest, _told(stall):
+            await rest.pour(lambda piece: into([piece]), stall)
+        return
     batch = Gathered()
     async for block in blocks(request, stall, most):
         batch.add(block)
         if batch.length >= BATCH:
-            await hand.over(into, batch.pieces)
+            await run_in_threadpool(into, batch.pieces)
             batch = Gathered()
-    await hand.over(into, batch.pieces)
+    await run_in_threadpool(into, batch.pieces)
 
 
 async def blocks(request: Request, stall: float, most: float = math.inf) -> AsyncIterator[bytes]:
     """Yield a request's body as it comes; raises as `gather` does."""
     clock, length = asyncio.get_running_loop().time, 0
-    try:
+    with _told(stall):
         async with asyncio.timeout(stall) as limit:
             async for block in request.stream():
                 limit.reschedule(None)
@@ -125,6 +109,12 @@ async def blocks(request: Request, stall: float, most: float = math.inf) -> Asyn
                     raise Refused(400, f"there are more than the {most} bytes that this may have")
                 yield block
                 limit.reschedule(clock() + stall)
+
+
+@contextmanager
+def _told(stall: float) -> Iterator[None]:
+    try:
+        yield
     except TimeoutError as error:
         raise Refused(408, f"nothing came for {stall:g} s") from error
     except ClientDisconnect as error:

@@ -1,6 +1,6 @@
 """What may be done with uploads, whatever door a request came through.
 
-All of it blocks, so that doors call it in threads; but for what an `Arrival` takes in, see `bodies.Hand`.
+All of it blocks, so that doors call it in threads.
 """
 
 import secrets

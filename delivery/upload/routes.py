@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from delivery.people.accounts import Person
 from delivery.people.api import Door
-from delivery.upload.bodies import Hand, Room, gather, pour
+from delivery.upload.bodies import Room, gather, pour
 from delivery.upload.digests import Kind, Proof
 from delivery.upload.intake import Intake, Refused
 from delivery.upload.ledger import State, Upload
@@ -70,7 +70,7 @@ class OwnDoor:
 
     def __init__(self, intake: Intake, door: Door, room: Room, taking: Taking, stall: float, *, old: bool) -> None:
         self._intake, self._door, self._room, self._taking = intake, door, room, taking
-        self._stall, self._old, self._hand = stall, old, Hand()
+        self._stall, self._old = stall, old
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes."""
@@ -145,7 +145,7 @@ class OwnDoor:
         arrival = await run_in_threadpool(self._intake.arrive, upload, number, int(given) if given else expected, proof)
         try:
             async with self._room.of(arrival.memory):
-                await pour(request, expected, self._stall, self._hand, arrival.add)
+                await pour(request, expected, self._stall, arrival.add)
                 await run_in_threadpool(self._noted, upload, lambda: self._intake.settle(arrival))
         finally:
             self._intake.leave(arrival)

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from starlette.requests import ClientDisconnect
 
 from delivery.web.requests import RequestLog
+from delivery.web.socket_body import SocketBodyProtocol
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
 from ministream.base.log import get_logger
@@ -103,15 +104,7 @@ def serve(app: FastAPI, host: str, port: int) -> int:
     UserError
         If the address can't be listened on.
     """
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
+    config = server_config(app, host, port)
     listening = _listen(config)
     get_logger().info("serving", address=f"{host}:{listening.getsockname()[1]}")
     tend_garbage()
@@ -119,6 +112,20 @@ def serve(app: FastAPI, host: str, port: int) -> int:
     uvicorn.Server(config).run(sockets=[listening])
     stop.raise_if_set()
     return 0
+
+
+def server_config(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
+    """Return how all services are served."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=SocketBodyProtocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE,
+    )
 
 
 def tend_garbage() -> None:

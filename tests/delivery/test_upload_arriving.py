@@ -1,9 +1,7 @@
 """Chunks that are written while they come: what counts is whole, whoever else sends the same chunk, or damage."""
 
-import asyncio
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
@@ -15,7 +13,6 @@ from hypothesis import strategies as st
 
 from delivery.database import open_database
 from delivery.people.accounts import Person, Role
-from delivery.upload import bodies
 from delivery.upload.along import Along
 from delivery.upload.arriving import Arrival
 from delivery.upload.digests import Kind, Proof
@@ -252,25 +249,6 @@ def test_uploads_by_tus_take_no_chunks_at_this_door(service):
     assert service.put(upload, 0, bytes(1000)).status_code == 404
     known = service.operator.post(f"/upload/{upload}/known", json={"chunks": {"0": digest(bytes(1000))}})
     assert known.status_code == 404
-
-
-def test_a_slow_disk_is_left_to_threads(monkeypatch):
-    seen: list[threading.Thread] = []
-
-    def slow(_pieces: object) -> None:
-        seen.append(threading.current_thread())
-        time.sleep(0.001)
-
-    async def hand_over() -> None:
-        hand = bodies.Hand()
-        await hand.over(slow, [])
-        monkeypatch.setattr(bodies, "LONG", 0.0005)
-        for _ in range(2):
-            await hand.over(slow, [])
-
-    asyncio.run(hand_over())
-    own = threading.current_thread()
-    assert [thread is own for thread in seen] == [True, True, False]
 
 
 def test_a_service_answers_while_chunks_come(service):

@@ -17,7 +17,7 @@ STEP = 128 << 10
 """Bytes written at a time: for more, Linux looks for memory that hangs together, which costs more than it saves."""
 
 WRITERS = 64
-"""Locks that uploads share, each of which lets one thread write."""
+"""That uploads share: each has one file open at most."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -30,7 +30,7 @@ class FileChunks:
     def __init__(self, folder: Path, spare: int = 0) -> None:
         self._folder, self._spare = folder.absolute(), spare
         self._open = self._folder / ".uploads"
-        self._writers = [threading.Lock() for _ in range(WRITERS)]
+        self._writers = [_Writer() for _ in range(WRITERS)]
         with explained(folder):
             self._open.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -52,18 +52,12 @@ class FileChunks:
 
     def put(self, slot: Slot, number: int, pieces: Pieces, at: int = 0) -> None:
         """Write bytes to their place: one thread at a time per file, as the system does, but without a fight for it."""
-        path, start = f"{self._open}/{slot.id}", number * slot.chunk_size + at
+        path, writer = self._open / slot.id, self._writer(slot)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                for step in _steps(pieces):
-                    with self._writer(slot):
-                        os.stat(path)  # noqa: PTH116 - raises once it has its name: nobody writes to it any more then
-                        start = _write(descriptor, start, step)
-            finally:
-                os.close(descriptor)
+            with writer.lock:
+                writer.write(str(path), number * slot.chunk_size + at, pieces)
         except OSError as error:
-            raise self._told(error, Path(path)) from error
+            raise self._told(error, path) from error
 
     def read(self, slot: Slot, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes from `start` up to, without, `stop`."""
@@ -78,7 +72,9 @@ class FileChunks:
     def finish(self, slot: Slot) -> None:
         """Give the file its name; what lies there already is left alone."""
         source, place = self._open / slot.id, self._folder / slot.place
-        with explained(place), self._writer(slot):
+        writer = self._writer(slot)
+        with explained(place), writer.lock:
+            writer.close()  # whoever writes from now on finds no file
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 if source.stat().st_size != slot.size:
@@ -94,14 +90,16 @@ class FileChunks:
 
     def drop(self, slot: Slot) -> None:
         """Delete the file."""
-        with explained(self._open / slot.id):
+        writer = self._writer(slot)
+        with explained(self._open / slot.id), writer.lock:
+            writer.close()
             (self._open / slot.id).unlink(missing_ok=True)
 
     def has(self, place: str) -> bool:
         """Return whether something is at that place."""
         return os.path.lexists(self._folder / place)
 
-    def _writer(self, slot: Slot) -> threading.Lock:
+    def _writer(self, slot: Slot) -> "_Writer":
         return self._writers[hash(slot.id) % WRITERS]
 
     def _told(self, error: OSError, path: Path) -> UserError:
@@ -112,15 +110,27 @@ class FileChunks:
         return UserError(f"{path}: {error.strerror}")
 
 
-def _steps(pieces: Pieces) -> Iterator[memoryview]:
-    for piece in pieces:
-        for start in range(0, len(piece), STEP):
-            yield memoryview(piece)[start : start + STEP]
+class _Writer:
+    """Who holds its `lock` may write; the file that was written to last stays open, since more will follow."""
 
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._path, self._descriptor = "", -1
 
-def _write(descriptor: int, start: int, step: memoryview) -> int:
-    """Write bytes, however few of them the system takes at a time; return where they end."""
-    while step:
-        written = os.pwrite(descriptor, step, start)
-        start, step = start + written, step[written:]
-    return start
+    def write(self, path: str, start: int, pieces: Pieces) -> None:
+        """Write to a file, however few bytes the system takes at a time; FileNotFoundError if it is not there."""
+        if path != self._path:
+            self.close()
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            self._path = path
+        for piece in map(memoryview, pieces):
+            done = 0
+            while done < len(piece):
+                done += os.pwrite(self._descriptor, piece[done : done + STEP], start + done)
+            start += done
+
+    def close(self) -> None:
+        """Close the file, before it is renamed or deleted."""
+        if self._path:
+            os.close(self._descriptor)
+            self._path = ""
