@@ -35,8 +35,8 @@ READERS = max(4, os.cpu_count() or 1)
 TURN, LINGER = 0.25, 0.005
 """Seconds that a thread stays with a line on which bytes come, and that it waits for more of them in all that time."""
 
-_EXTENSION = "delivery.rest"
-_threads = CapacityLimiter(READERS)
+_EXTENSION, _HAND_OVER = "delivery.body", "hand_over"
+_threads, _buffers = CapacityLimiter(READERS), list[memoryview]()
 
 
 class Rest(Owner):
@@ -83,7 +83,14 @@ class Rest(Owner):
             loop.remove_reader(self._line)
 
     def _read(self, into: Callable[[memoryview], None]) -> None:
-        buffer, poll = memoryview(bytearray(min(BUFFER, self._left))), select.poll()
+        buffer = _buffers.pop() if _buffers else memoryview(bytearray(BUFFER))
+        try:
+            self._read_by(buffer, into)
+        finally:
+            _buffers.append(buffer)
+
+    def _read_by(self, buffer: memoryview, into: Callable[[memoryview], None]) -> None:
+        poll = select.poll()
         poll.register(self._line, select.POLLIN)
         until, linger, filled = time.monotonic() + TURN, LINGER, 0
         while self._left and linger > 0.0:
@@ -121,7 +128,7 @@ class SocketBodyProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin a request, which finds the way to its body in its scope."""
-        self.scope["extensions"] = {_EXTENSION: partial(self._hand_over, self.scope)}
+        self.scope["extensions"] = {_EXTENSION: {_HAND_OVER: partial(self._hand_over, self.scope)}}
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
@@ -159,6 +166,6 @@ def rest_of(request: Request) -> Rest | None:
     None if its length is not known, if it is here already, or where the web server or the line does not lend itself to
     that (TLS): then it has to be read as usual.
     """
-    hand_over: Callable[[int], Rest | None] | None = request.scope.get("extensions", {}).get(_EXTENSION)
-    length = request.headers.get("content-length")
-    return hand_over(int(length)) if hand_over and length else None
+    extension, length = request.scope.get("extensions", {}).get(_EXTENSION), request.headers.get("content-length")
+    rest: Rest | None = extension[_HAND_OVER](int(length)) if extension and length else None
+    return rest

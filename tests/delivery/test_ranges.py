@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from delivery.web.app import bearer, create_app
+from delivery.web.app import bearer, create_app, server_config
 from delivery.web.ranges import RangeResponse
 from ministream.base.errors import UserError
 
@@ -56,10 +56,12 @@ class Endless(Bytes):
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: FastAPI, loop: str = "auto") -> Iterator[str]:
     """Serve `app` from a thread; yields its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    config = server_config(app)
+    config.loop = loop
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:

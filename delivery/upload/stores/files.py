@@ -123,10 +123,10 @@ class _Writer:
             self.close()
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             self._path = path
-        for piece in map(memoryview, pieces):
-            done = 0
-            while done < len(piece):
-                done += os.pwrite(self._descriptor, piece[done : done + STEP], start + done)
+        for piece in pieces:
+            rest, done = memoryview(piece), 0
+            while done < len(rest):
+                done += os.pwrite(self._descriptor, rest[done : done + STEP], start + done)
             start += done
 
     def close(self) -> None:
