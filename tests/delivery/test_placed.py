@@ -141,8 +141,8 @@ def test_a_users_rule_decides_and_sites_whose_rules_differ_say_so(tmp_path):
 
 KINDS = [
     "kafka",
-    pytest.param("redis", marks=[pytest.mark.faults, pytest.mark.needs("redis-server")]),
-    pytest.param("nats", marks=[pytest.mark.faults, pytest.mark.needs("nats-server")]),
+    pytest.param("redis", marks=pytest.mark.needs("redis-server")),
+    pytest.param("nats", marks=pytest.mark.needs("nats-server")),
 ]
 
 
