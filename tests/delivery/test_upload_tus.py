@@ -99,16 +99,29 @@ new tus.Upload(fs.createReadStream(file), {
 """
 
 
-@pytest.mark.long  # fetches the client from npm's registry
+@pytest.fixture(scope="module")
+def tus_js_client(tmp_path_factory):
+    """A folder with the client that npm's registry has, or npm's cache, and the script that uploads with it."""
+    folder, limit = tmp_path_factory.mktemp("npm"), 100
+    quietly = ["--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    command = ["npm", "install", *quietly, "--fetch-timeout=20000", "--fetch-retries=2", "tus-js-client@4"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"npm has not got tus-js-client from its registry within {limit} s")
+    if done.returncode:
+        pytest.fail(f"npm could not get tus-js-client from its registry: {done.stderr}")
+    (folder / "send.js").write_text(SCRIPT)
+    return folder
+
+
 @pytest.mark.needs("node", "npm")
 @pytest.mark.parametrize("parallel", [1, 3])
-def test_tus_js_client_uploads_in_one_piece_and_in_parts(service, tmp_path, parallel):
+def test_tus_js_client_uploads_in_one_piece_and_in_parts(service, tus_js_client, parallel):
     content, file = os.urandom(2 * CHUNK + 12_345), name()
-    (tmp_path / file).write_bytes(content)
-    subprocess.run(["npm", "install", "--silent", "tus-js-client@4"], cwd=tmp_path, check=True, timeout=120)
-    (tmp_path / "send.js").write_text(SCRIPT)
+    (tus_js_client / file).write_bytes(content)
     command = ["node", "send.js", f"{service.url}/tus/", service.token, file, str(parallel)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tus_js_client, capture_output=True, timeout=60, check=False)
     assert done.stdout == b"sent\n", done.stderr
     assert stored(service, file) == content
 
