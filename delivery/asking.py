@@ -44,7 +44,8 @@ class Service(Protocol):
 
 def patiently(action: Callable[[], T], service: str, patience: float, progress: Callable[[], int] = lambda: 0) -> T:
     """Do `action`, again and again if the line is cut, until `patience` (seconds) runs out without progress."""
-    deadline, reached = time.monotonic() + patience, progress()
+    began, reached, told = time.monotonic(), progress(), False
+    deadline = began + patience
     while True:
         try:
             return action()
@@ -55,7 +56,9 @@ def patiently(action: Callable[[], T], service: str, patience: float, progress: 
                 continue  # at once: the line works, though not for long
             if time.monotonic() > deadline:
                 raise UserError(f"{service}: {error or type(error).__name__}; is it up?") from error
-            get_logger().debug("no answer; trying again", reason=str(error))
+            if not told and time.monotonic() > began + PAUSE:  # who waits wants to know for what
+                get_logger().warning("no answer yet", service=service, reason=str(error), tried_for_s=patience)
+                told = True
             time.sleep(PAUSE)
 
 

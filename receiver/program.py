@@ -35,6 +35,7 @@ def main(settings: ReceiverSettings) -> int:
     access = Access(Path(settings.access))
     key = prepare(access, settings.key_folder)
     desk, roster = Desk(settings.history, stop), Roster(settings.vanished)
+    uploads = Uploads(settings.upload, settings.upload_token_file, settings.config_file)
     api = make_api(settings, desk, roster, access.token())
     files = (
         {"certificate": None, "key": None} if settings.plaintext else {"certificate": access.certificate, "key": key}
@@ -52,7 +53,7 @@ def main(settings: ReceiverSettings) -> int:
         )
         if settings.slices and not settings.remote_workers:
             kernels.start("kernels", "receiver.kernels", command_line({"slices": settings.slices}))
-        with Uploads(settings.upload, settings.upload_token_file) as uploads:
+        with uploads:
             service = _Service(settings, desk, roster, uploads)
             cut_off = service.work(stop, serving, kernels)
     say.info("ended", reason=_reason(stop))

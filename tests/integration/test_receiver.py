@@ -19,8 +19,10 @@ import pytest
 from receiver.access import Access
 from receiver.caller import AwayError, Caller, RefusedError, UnknownError
 from s2cs.site import init_site
+from tests.delivery.intake_service import intake
 from tests.integration.conftest import Program, Start
 from tests.integration.test_producer import SMALL, heard, start_producer
+from tests.ports import some_port
 
 SHORT = SMALL | {"MINISTREAM_DAQ_PROJECTIONS": "40", "MINISTREAM_DAQ_FRAME_RATE": "0"}
 LONG = SMALL | {"MINISTREAM_DAQ_PROJECTIONS": "5000"}
@@ -186,6 +188,26 @@ def test_workers_elsewhere_share_the_rows_and_one_that_vanishes_fails_the_run(st
     assert {e["service"] for e in said if e} == {"receiver", "sirt0", "sirt1", "daq", "dist"}
     (other,) = (worker for worker in workers.values() if worker.process.poll() is None)
     assert other.finish(stop=signal.SIGTERM) == 130
+    assert receiver.program.finish(stop=signal.SIGTERM) == 0
+
+
+def test_each_finished_reconstruction_is_uploaded_as_soon_as_the_archive_is_up(start: Start, tmp_path: Path) -> None:
+    with intake(tmp_path / "archive", port=some_port()) as archive:
+        where = ("--upload", archive.url, "--upload-token-file", str(archive.token_file))
+        receiver = start_receiver(start, "--no-report", *where)
+        for is_up in (True, False):
+            if not is_up:
+                archive.process.kill()
+            _, endpoint, _ = start_producer(start, **SHORT)
+            with receiver.caller(tmp_path) as caller:
+                *_, final = (event for event in caller.events(caller.begin([listener(endpoint)], OPTIONS)) if event)
+            assert (final["event"], final["state"]) == ("run ended", "complete")
+            if not is_up:
+                wait_for(receiver.program, "upload", "no answer yet")
+                archive.start()
+            assert wait_for(receiver.program, "receiver", "uploaded")["scan"] == final["scan"]
+            (sent,) = [content for path, content in archive.files().items() if f"{final['scan']}/" in path]
+            assert sent == Path(tmp_path, final["last"]).read_bytes()
     assert receiver.program.finish(stop=signal.SIGTERM) == 0
 
 
