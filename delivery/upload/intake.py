@@ -13,16 +13,16 @@ from delivery.people.rights import DAY, check_licence, check_quota
 from delivery.upload.along import Along
 from delivery.upload.arriving import Arrival, Places
 from delivery.upload.digests import Kind, Proof, is_same, new_hasher, tree
-from delivery.upload.ledger import Chunk, Ended, Ledger, State, Upload
-from delivery.upload.stores import ChunkStore, Gone, NoRoom, Pieces
+from delivery.upload.ledger import LONGEST_NAME, Chunk, Ended, Ledger, State, Upload
+from delivery.upload.stores import ChunkStore, Gone, NoRoom, Pieces, Taken
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
 
 MOST_CHUNKS = 1_000_000
 """Of one upload: their digests are 32 MB then."""
 
-LONGEST_NAME = 255
-"""Bytes of a part of a path: what file systems take."""
+LONGEST_PATH = 1024
+"""Bytes of a path below its owner's folder: of the 4096 that Linux takes of a whole one, and of S3's 1024."""
 
 LOCKS = 64
 
@@ -288,28 +288,32 @@ class Intake:
             upload = self._as_told(upload, size, count)
             root = self._whole(upload, proof)
             try:
-                upload, won = self.ledger.store(upload, root, self.store.has, forward=self._forward is not None)
+                upload, won = self.ledger.store(upload, root, self.store.obstacle, forward=self._forward is not None)
             except Ended as error:
                 raise self._too_late(upload) from error
             if won:
                 get_logger().info("stored", upload=upload.id, place=upload.place, bytes=upload.size)
         elif (size is not None and size != upload.size) or (proof and not self._is_of(upload, proof)):
             raise Refused(406, "this upload is stored already, and is another one")
-        self.finish(upload)
-        return upload
+        return self.finish(upload)
 
-    def finish(self, upload: Upload) -> None:
-        """Let the store do its part of the end; also after a kill."""
+    def finish(self, upload: Upload) -> Upload:
+        """Let the store do its part of the end, also after a kill; return the upload as it is then."""
         with self._lock(upload.id, -1):
-            current = self.ledger.get(upload.id)
-            if current is None or current.finished:
-                return
-            self.store.finish(upload.slot)
+            upload = self.ledger.get(upload.id) or upload
+            if upload.finished:
+                return upload
+            try:
+                self.store.finish(upload.slot)
+            except Taken:  # since the place was chosen
+                upload = self.ledger.move(upload, self.store.obstacle)
+                self.store.finish(upload.slot)
             self.ledger.finish(upload.id)
         self._along.forget(upload.id)
         self._ended(upload.id)
         if self._forward:
             self._forward(upload.id)
+        return upload._replace(finished=True)
 
     def cancel(self, upload: Upload, who: str) -> None:
         """Give an upload up."""
@@ -406,6 +410,8 @@ def missing(upload: Upload, found: Sequence[Chunk]) -> list[tuple[int, int]]:
 
 def check_name(name: str) -> None:
     """Refuse names that lead out of their owner's folder, or hide there."""
+    if len(name.encode(errors="replace")) > LONGEST_PATH:
+        raise Refused(400, f"{name[:200]!a}… is too long a name: {LONGEST_PATH} bytes are taken")
     for part in name.split("/"):
         if not part or part[0] == "." or "\\" in part or not part.isprintable() or len(part.encode()) > LONGEST_NAME:
             raise Refused(400, f"{name[:200]!a} is no name for a file: give a relative path without hidden parts")

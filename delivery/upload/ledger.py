@@ -8,6 +8,7 @@ trail, in the same transaction.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -21,9 +22,19 @@ from delivery.database import writing
 from delivery.upload.digests import Kind
 from delivery.upload.stores import Slot
 from delivery.upload.tables import audit, chunks, uploads
+from ministream.base.errors import UserError
 
 SOME = 500
 """Digests asked for in one statement."""
+
+LONGEST_NAME = 255
+"""Bytes of a part of a path: what file systems take."""
+
+LONGEST_SUFFIX = 32
+"""Bytes of what is kept at the end of a name that gets a number; what is longer is no suffix."""
+
+NAMESAKES = 1000
+"""Files that may have the same name, but for their numbers."""
 
 
 class State(StrEnum):
@@ -228,7 +239,7 @@ class Ledger:
 
     # Ends
 
-    def store(self, upload: Upload, tree: str, taken: Callable[[str], bool], *, forward: bool) -> tuple[Upload, bool]:
+    def store(self, upload: Upload, tree: str, obstacle: Callable[[str], str], *, forward: bool) -> tuple[Upload, bool]:
         """Let an open upload be stored, once: return it, and whether it was this call.
 
         Parameters
@@ -237,29 +248,45 @@ class Ledger:
             With its exact size.
         tree
             Its tree digest.
-        taken
-            Returns whether something is at a place already.
+        obstacle
+            Returns what is in the way of a place, as `ChunkStore.obstacle` does.
         forward
             Whether it is to be sent on.
         """
-        open_ = uploads.c.id == upload.id, uploads.c.state == State.OPEN
         values = {"state": State.STORED, "size": upload.size, "exact": True, "tree": tree,
                   "forward": Forward.WAITING if forward else Forward.NONE}  # fmt: skip
-        for place in _places(f"{upload.owner}/{upload.name}"):
-            if taken(place):
-                continue
-            try:
-                with writing(self._engine) as connection:
-                    won = connection.execute(update(uploads).where(*open_).values(place=place, **values)).rowcount
-                    if won:
-                        self._note(connection, upload.owner, "stored", upload.id, f"{place}, tree {tree}")
-                break
-            except IntegrityError:  # another upload has just got this place
-                continue
+        won = self._place(upload._replace(tree=tree), obstacle, "stored", uploads.c.state == State.OPEN, **values)
         stored = self.get(upload.id)
         if stored is None or stored.state != State.STORED:
             raise Ended
-        return stored, bool(won)
+        return stored, won
+
+    def move(self, upload: Upload, obstacle: Callable[[str], str]) -> Upload:
+        """Give an upload that is stored, but not finished, another place, since it can't have the one that it got."""
+        self._place(upload, obstacle, "moved", uploads.c.state == State.STORED, ~uploads.c.finished)
+        return self.get(upload.id) or upload
+
+    def _place(self, upload: Upload, obstacle: Callable[[str], str], action: str, *chosen: Any, **values: Any) -> bool:
+        """Give an upload the first place that is free, if it is as `chosen` says; return whether it was."""
+        parts, numbers = [upload.owner, *upload.name.split("/")], Counter[int]()
+        for _ in range(NAMESAKES):
+            place = "/".join(_numbered(part, numbers[at]) for at, part in enumerate(parts))
+            taken = obstacle(place)
+            if not taken:
+                try:
+                    return self._take_place(upload, place, action, *chosen, **values)
+                except IntegrityError:  # another upload has just got it
+                    taken = place
+            numbers[taken.count("/")] += 1
+        raise UserError(f"{upload.name[:200]!a}: {NAMESAKES} files have that name already; give it another one")
+
+    def _take_place(self, upload: Upload, place: str, action: str, *chosen: Any, **values: Any) -> bool:
+        change = update(uploads).where(uploads.c.id == upload.id, *chosen).values(place=place, **values)
+        with writing(self._engine) as connection:
+            won = bool(connection.execute(change).rowcount)
+            if won:
+                self._note(connection, upload.owner, action, upload.id, f"{place}, tree {upload.tree}")
+        return won
 
     def finish(self, upload: str) -> None:
         """Note that the store has done its part."""
@@ -367,7 +394,13 @@ def _upload(row: Row[Any]) -> Upload:
     return Upload(**values)
 
 
-def _places(path: str) -> "list[str]":
-    """Return the path and those that are taken in its stead: `name (2).h5` and so on."""
-    whole = PurePosixPath(path)
-    return [path, *(str(whole.with_name(f"{whole.stem} ({number}){whole.suffix}")) for number in range(2, 1000))]
+def _numbered(part: str, number: int) -> str:
+    """Return `name (2).h5` for a name that is taken, cut so that it is no longer than a name may be."""
+    if not number:
+        return part
+    suffix = PurePosixPath(part).suffix
+    if len(suffix.encode()) > LONGEST_SUFFIX:
+        suffix = ""
+    end = f" ({number + 1}){suffix}"
+    stem = part.removesuffix(suffix).encode()[: LONGEST_NAME - len(end.encode())]
+    return stem.decode(errors="ignore") + end

@@ -207,8 +207,10 @@ class OwnDoor:
         def content(name: str, person: Annotated[Person, Depends(self._door.person)]) -> Response:
             """Return what was stored, whole or in ranges."""
             upload = self._intake.find(person, name)
-            if upload.state != State.STORED or not upload.finished:
+            if upload.state != State.STORED:
                 raise HTTPException(409, f"this upload is {upload.state}, not stored")
+            if not upload.finished:
+                raise HTTPException(409, "this upload's file is not in its place yet: finalise it again")
             return RangeResponse(_Content(self._intake, upload), media_type="application/octet-stream")
 
         @routes.get("/audit", dependencies=[Depends(self._door.operator)])

@@ -172,6 +172,39 @@ def test_what_was_stored_before_need_not_be_sent(service):
     assert stored(service, file) == changed
 
 
+def by_our_own_routes(service, file: str, content: bytes) -> dict:
+    return made(service.finalise(sent(service, file, content), tree(content, 1000)))
+
+
+def by_tus(service, file: str, content: bytes) -> dict:
+    headers = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+    metadata = f"filename {base64.b64encode(file.encode()).decode()}"
+    more = {"Upload-Length": str(len(content)), "Upload-Metadata": metadata}
+    url = service.operator.post("/tus/", headers=headers | more).headers["location"]
+    assert service.operator.patch(url, content=content, headers=headers).status_code == 204
+    return service.status(url.rpartition("/")[2])
+
+
+@pytest.mark.parametrize(
+    ("names", "places"),
+    [
+        (["x", "x/y", "x/y"], ["x", "x (2)/y", "x (2)/y (2)"]),
+        (["a/b/c", "a/b"], ["a/b/c", "a/b (2)"]),
+        ([f"n{'é' * 125}b.h5"] * 2, [f"n{'é' * 125}b.h5", f"n{'é' * 123} (2).h5"]),
+        ([f"n.{'s' * 253}"] * 2, [f"n.{'s' * 253}", f"n.{'s' * 249} (2)"]),
+        (["/".join(["p" * 100] * 10)], ["/".join(["p" * 100] * 10)]),
+    ],
+)
+@pytest.mark.parametrize("send", [by_our_own_routes, by_tus])
+def test_where_a_name_can_not_be_had_another_one_is_found(service, send, names, places):
+    folder = os.urandom(4).hex()
+    for file, place in zip(names, places, strict=True):
+        content = os.urandom(10)
+        upload = send(service, f"{folder}/{file}", content)
+        assert upload["place"].split("/", 2)[1:] == [folder, place]
+        assert service.operator.get(f"/upload/{upload['file_id']}/content").content == content
+
+
 @pytest.mark.parametrize("size", [0, 1, 1000, 1001])
 def test_small_and_empty_files(service, size):
     content, file = os.urandom(size), name()
@@ -180,8 +213,9 @@ def test_small_and_empty_files(service, size):
 
 
 @pytest.mark.parametrize(
-    "file", ["", "/etc/passwd", "../up", "a/../../b", ".hidden", "a//b", "a/.part", "a\\b", "a\nb", "x" * 256]
-)
+    "file",
+    ["", "/etc/passwd", "../up", "a/../../b", ".hidden", "a//b", "a/.part", "a\\b", "a\nb", "x" * 256, "x/" * 512 + "y"],
+)  # fmt: skip
 def test_names_that_lead_elsewhere_are_refused(service, file):
     given = {"name": file, "size": 1}
     assert service.operator.post("/upload/prepare/", json=given).status_code == 400

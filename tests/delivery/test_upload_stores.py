@@ -4,7 +4,14 @@ import os
 import random
 
 import pytest
+from blake3 import blake3
 
+from delivery.database import open_database
+from delivery.people.accounts import Person, Role
+from delivery.upload.along import Along
+from delivery.upload.digests import Kind, Proof
+from delivery.upload.intake import Intake, Terms
+from delivery.upload.ledger import Ledger, Upload
 from delivery.upload.stores import ChunkStore, Gone, NoRoom, Slot, open_store
 from ministream.base.errors import UserError
 
@@ -71,6 +78,50 @@ def test_what_has_ended_takes_no_more(store):
         store.put(slot, 0, [b"too late"])
 
 
+@pytest.fixture
+def intake(store, tmp_path):
+    engine = open_database(f"sqlite:///{tmp_path}/intake.db")
+    ledger = Ledger(engine, 1000.0)
+    along = Along(ledger, store, b"")
+    yield Intake(ledger, store, along, Terms(0, CHUNK, CHUNK))
+    along.close()
+    engine.dispose()
+
+
+def taken_in(intake: Intake, name: str, content: bytes) -> Upload:
+    upload = intake.announce(Person("ada", Role.OPERATOR), name, len(content), CHUNK)
+    intake.keep(upload, 0, [content], Proof(Kind.BLAKE3, blake3(content).hexdigest()))
+    return intake.finalise(upload, None)
+
+
+@pytest.mark.parametrize("names", [["x", "x/y"], ["x/y", "x"], ["n" * 240] * 2, ["p/" * 400 + "q"] * 2])
+def test_whatever_their_names_what_is_stored_can_be_read(intake, names):
+    folder = os.urandom(4).hex()
+    for content, name in zip((b"first", b"second"), names, strict=True):
+        stored = taken_in(intake, f"{folder}/{name}", content)
+        assert stored.finished
+        assert read(intake.store, stored.slot, 0, stored.size) == content
+
+
+@pytest.mark.parametrize("store", ["files"], indirect=True)
+@pytest.mark.parametrize("theirs", ["{}/x/y", "{}/x"])
+def test_a_place_that_is_taken_in_the_last_moment_is_left_alone(intake, tmp_path, monkeypatch, theirs):
+    folder, finish = os.urandom(4).hex(), intake.store.finish
+    place = tmp_path / "store" / "ada" / theirs.format(folder)
+
+    def meanwhile(slot: Slot) -> None:
+        monkeypatch.setattr(intake.store, "finish", finish)
+        place.parent.mkdir(parents=True)
+        place.write_bytes(b"theirs")
+        finish(slot)
+
+    monkeypatch.setattr(intake.store, "finish", meanwhile)
+    stored = taken_in(intake, f"{folder}/x/y", b"ours")
+    assert b"".join(intake.store.read(stored.slot, 0, 4)) == b"ours"
+    assert intake.ledger.get(stored.id) == stored
+    assert place.read_bytes() == b"theirs"
+
+
 def test_an_empty_file_is_one(store):
     stored = finished(store, begun(store, 0))
     assert read(store, stored, 0, 0) == b""
@@ -100,9 +151,9 @@ def test_a_file_has_its_room_from_the_beginning_and_its_name_at_the_end(tmp_path
     slot = begun(store, 1_000_000)
     (waiting,) = (tmp_path / ".uploads").iterdir()
     assert waiting.stat().st_blocks * 512 >= 1_000_000
-    assert not store.has(slot.name)
+    assert not store.obstacle(slot.name)
     finished(store, slot)
-    assert store.has(slot.name)
+    assert store.obstacle(slot.name) == slot.name
     assert not list((tmp_path / ".uploads").iterdir())
 
 

@@ -167,9 +167,10 @@ def test_what_does_not_fit_the_protocol_is_refused(service):
     for headers in ({"Upload-Length": ""}, {"Upload-Length": "-1"}, {"Upload-Metadata": "a *"}):
         given = {**TUS, "Upload-Length": "1", **headers}
         assert service.operator.post("/tus/", headers=given).status_code == 400
-    given = {**TUS, "Upload-Length": "1", "Upload-Metadata": metadata("../up")}
-    refused = service.operator.post("/tus/", headers=given)
-    assert (refused.status_code, refused.headers["tus-resumable"]) == (400, "1.0.0")
+    for file in ("../up", "x/" * 512 + "y"):
+        given = {**TUS, "Upload-Length": "1", "Upload-Metadata": metadata(file)}
+        refused = service.operator.post("/tus/", headers=given)
+        assert (refused.status_code, refused.headers["tus-resumable"]) == (400, "1.0.0")
     assert httpx.post(f"{service.url}/tus/", headers={**TUS, "Upload-Length": "1"}).status_code == 401
     own = service.prepare(name(), 10)
     assert service.operator.head(f"/tus/{own}", headers=TUS).status_code == 404

@@ -47,6 +47,10 @@ class Gone(UserError):  # noqa: N818 - says what is wrong
     """The bytes of an upload are where they were no more."""
 
 
+class Taken(UserError):  # noqa: N818 - says what is wrong
+    """The place that an upload was to have has got somebody else's file, or no folder where one must be."""
+
+
 class ChunkStore(Protocol):
     """A place for uploads.
 
@@ -78,15 +82,15 @@ class ChunkStore(Protocol):
         ...
 
     def finish(self, slot: Slot) -> None:
-        """Make `place` of the upload, all of whose chunks were put; `size` is exact now."""
+        """Make `place` of the upload, all of whose chunks were put; `size` is exact now. Taken if it can't be had."""
         ...
 
     def drop(self, slot: Slot) -> None:
         """Forget an upload that will not be finished."""
         ...
 
-    def has(self, place: str) -> bool:
-        """Return whether something is at that place."""
+    def obstacle(self, place: str) -> str:
+        """Return what is in the way of a place: itself, or the part that is there and is no folder; or nothing."""
         ...
 
 

@@ -6,10 +6,10 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from delivery.files.spans import read_span
-from delivery.upload.stores import BLOCK, Gone, NoRoom, Pieces, Slot
+from delivery.upload.stores import BLOCK, Gone, NoRoom, Pieces, Slot, Taken
 from ministream.base.errors import UserError
 from ministream.base.files import explained
 
@@ -75,14 +75,14 @@ class FileChunks:
         writer = self._writer(slot)
         with explained(place), writer.lock:
             writer.close()  # whoever writes from now on finds no file
-            place.parent.mkdir(parents=True, exist_ok=True)
             try:
+                place.parent.mkdir(parents=True, exist_ok=True)
                 if source.stat().st_size != slot.size:
                     os.truncate(source, slot.size)
                 os.link(source, place)
-            except FileExistsError:  # linked before a kill
-                if source.exists() and not source.samefile(place):
-                    raise UserError(f"{place} was put there by somebody else; move it, then try again") from None
+            except (FileExistsError, NotADirectoryError):
+                if not _is_same(source, place):  # else linked before a kill
+                    raise Taken(f"{place}, or where it needs a folder, was put there by somebody else") from None
             except FileNotFoundError:
                 if not place.exists():
                     raise Gone(f"neither {source} nor {place} is there any more") from None
@@ -95,9 +95,11 @@ class FileChunks:
             writer.close()
             (self._open / slot.id).unlink(missing_ok=True)
 
-    def has(self, place: str) -> bool:
-        """Return whether something is at that place."""
-        return os.path.lexists(self._folder / place)
+    def obstacle(self, place: str) -> str:
+        """Return the place if something is there, or the part of it that is there and is no folder; or nothing."""
+        path = PurePosixPath(place)
+        there = next((part for part in (path, *path.parents) if os.path.lexists(self._folder / part)), path.parent)
+        return str(there) if there == path or not (self._folder / there).is_dir() else ""
 
     def _writer(self, slot: Slot) -> "_Writer":
         return self._writers[hash(slot.id) % WRITERS]
@@ -108,6 +110,13 @@ class FileChunks:
         if isinstance(error, FileNotFoundError):
             return Gone(f"{path.name}: this upload has ended")
         return UserError(f"{path}: {error.strerror}")
+
+
+def _is_same(source: Path, place: Path) -> bool:
+    try:
+        return source.samefile(place)
+    except OSError:  # what is there is not where `place` says
+        return False
 
 
 class _Writer:

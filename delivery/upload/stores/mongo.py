@@ -79,10 +79,10 @@ class MongoChunks:
                 for child in range(chunk.get("children", 0)):
                     self._children.delete_one({"_id": {**_id(slot, number), "child": child}})
 
-    def has(self, place: str) -> bool:
-        """Return whether a file was entered under that path."""
+    def obstacle(self, place: str) -> str:
+        """Return the place if a file was entered under that path."""
         with _told():
-            return self._files.find_one({"_id": place}, {"_id": 1}) is not None
+            return place if self._files.find_one({"_id": place}, {"_id": 1}) else ""
 
     def close(self) -> None:
         """Close the connections."""

@@ -86,9 +86,9 @@ class S3Chunks:
         except Gone:
             return
 
-    def has(self, place: str) -> bool:  # noqa: ARG002 - keys are never taken
-        """Return False: keys have the uploads' own names in them."""
-        return False
+    def obstacle(self, place: str) -> str:  # noqa: ARG002 - keys are never taken
+        """Return nothing: keys have the uploads' own names in them."""
+        return ""
 
     def _key(self, slot: Slot) -> dict[str, str]:
         owner, _, name = slot.name.partition("/")
