@@ -6,6 +6,7 @@ not end as it must (a client that stops, a body that is cut, a full disk) leaves
 
 import asyncio
 import errno
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from delivery.placed.disk import BLOCK, Disk, NoRoom, identify
 from delivery.placed.messages import File, check_name
 from delivery.placed.rules import About, Judge, Place, Rule
+from delivery.web.bodies import limit_body
 from ministream.base.errors import UserError
 
 LONGEST_BOUNDARY = 70
@@ -95,6 +97,7 @@ class Intake:
 
     async def _read(self, request: Request, upload: "_Upload") -> None:
         """Pass the body to `upload` in blocks."""
+        limit_body(request, math.inf)
         gathered, held = [], 0
         stream = request.stream()
         while True:

@@ -64,7 +64,8 @@ def make_app(settings: SiteSettings) -> FastAPI:
             engine.dispose()
             disk.close()
 
-    app = create_app(f"Placed storage: site {settings.site}", description=__doc__ or "", lifespan=lifespan)
+    title = f"Placed storage: site {settings.site}"
+    app = create_app(title, description=__doc__ or "", lifespan=lifespan, stall=settings.stall)
     intake = Intake(disk, rule, settings.tie, settings.largest, settings.stall, settings.uploads)
     who = bearer(tokens.bearer)
     client = Depends(lambda: "anybody") if settings.insecure_no_auth else who

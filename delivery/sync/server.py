@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
@@ -28,6 +28,7 @@ from delivery.sync.projects import Projects, UnknownProject
 from delivery.sync.protocol import ACKNOWLEDGES, BATCH, Acknowledgement
 from delivery.sync.settings import ServerSettings
 from delivery.web.app import LATER, bearer, create_app, serve
+from delivery.web.bodies import documented, large_json
 from delivery.web.ranges import RangeResponse
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
@@ -109,8 +110,17 @@ def sync_app(batches: Batches, who: Any, holders: Right, extensions: Collection[
         content = meter.metered(Archive(offer.layout), asking)
         return RangeResponse(content, filename=batch.name, headers=headers, on_sent=on_sent)
 
-    @app.put("/stream/{project}/{ext}/batches/{batch}", status_code=204, tags=["sync"])
-    def acknowledge(batch: str, has: Acknowledgement, asking: Mirror = Depends(mirror)) -> None:  # noqa: B008
+    @app.put(
+        "/stream/{project}/{ext}/batches/{batch}",
+        status_code=204,
+        tags=["sync"],
+        openapi_extra=documented(Acknowledgement),
+    )
+    def acknowledge(
+        batch: str,
+        asking: Annotated[Mirror, Depends(mirror)],
+        has: Annotated[Acknowledgement, large_json(Acknowledgement)],
+    ) -> None:
         """Say that a batch has been written and verified."""
         batches.acknowledge(asking, batch, has.blake3)
 

@@ -20,6 +20,7 @@ from delivery.tickets.models import OVER, Accepted, DeletionRequest, DownloadReq
 from delivery.tickets.settings import TicketSettings
 from delivery.tickets.shelf import digest_header
 from delivery.tickets.sources import Unavailable
+from delivery.web.bodies import documented, large_json
 from delivery.web.ranges import RangeResponse
 
 LATEST = 200
@@ -88,13 +89,21 @@ class Api:
     def _add_requests(self, routes: APIRouter) -> None:
         person, operator = Depends(self._door.person), Depends(self._door.operator)
 
-        @routes.post("/download", status_code=202)
-        def download(request: Request, wanted: DownloadRequest, who: Annotated[Person, person]) -> Accepted:
+        @routes.post("/download", status_code=202, openapi_extra=documented(DownloadRequest))
+        def download(
+            request: Request,
+            who: Annotated[Person, person],
+            wanted: Annotated[DownloadRequest, large_json(DownloadRequest)],
+        ) -> Accepted:
             """Ask for files; they are packed when it is the ticket's turn."""
             return self.accepted(request, self._desk.ask(who, wanted))
 
-        @routes.post("/deletion", status_code=202)
-        def deletion(request: Request, unwanted: DeletionRequest, who: Annotated[Person, operator]) -> Accepted:
+        @routes.post("/deletion", status_code=202, openapi_extra=documented(DeletionRequest))
+        def deletion(
+            request: Request,
+            who: Annotated[Person, operator],
+            unwanted: Annotated[DeletionRequest, large_json(DeletionRequest)],
+        ) -> Accepted:
             """Have stored files deleted: those of the present versions only."""
             return self.accepted(request, self._desk.ask_deletion(who, unwanted))
 
@@ -127,8 +136,13 @@ class Api:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
-        @routes.post("/ticket/{name}/files")
-        def append(request: Request, name: str, more: Files, who: Annotated[Person, person]) -> Status:
+        @routes.post("/ticket/{name}/files", openapi_extra=documented(Files))
+        def append(
+            request: Request,
+            name: str,
+            who: Annotated[Person, person],
+            more: Annotated[Files, large_json(Files)],
+        ) -> Status:
             """Add files to a ticket that has not started."""
             self._desk.append(who, name, more.paths)
             return self._desk.status(self._desk.ticket(who, name), self.base(request))

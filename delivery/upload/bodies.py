@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from delivery.upload.arriving import BATCH
 from delivery.upload.intake import Refused
 from delivery.upload.stores import Pieces
+from delivery.web.bodies import limit_body
 from delivery.web.socket_body import rest_of
 
 SMALL = 16 << 10
@@ -99,6 +100,7 @@ async def pour(request: Request, most: int, stall: float, into: Callable[[Pieces
 
 async def blocks(request: Request, stall: float, most: float = math.inf) -> AsyncIterator[bytes]:
     """Yield a request's body as it comes; raises as `gather` does."""
+    limit_body(request, math.inf)
     clock, length = asyncio.get_running_loop().time, 0
     with _told(stall):
         async with asyncio.timeout(stall) as limit:

@@ -75,7 +75,9 @@ def make_app(settings: IntakeSettings) -> FastAPI:
                 with suppress(asyncio.CancelledError):
                     await expiring
 
-    app = create_app("Intake", description="Files that come in verified chunks.", lifespan=lifespan)
+    app = create_app(
+        "Intake", description="Files that come in verified chunks.", lifespan=lifespan, stall=settings.stall
+    )
     accounts, logins = Accounts(engine), Logins(engine, settings.session)
     door = people.Door(accounts, logins, _operators(settings), is_open=settings.insecure_no_auth)
     account_terms = people.Terms(settings.licence, settings.quota) if settings.registration else None

@@ -9,6 +9,7 @@ from delivery.people.accounts import Accounts, TooManyGuesses
 from delivery.people.logins import Logins
 from delivery.upload.intake import Refused
 from delivery.upload.ledger import Ledger
+from delivery.web.bodies import limit_body
 
 LONGEST = 4096
 """Bytes of the request."""
@@ -33,8 +34,7 @@ def add_token_route(app: FastAPI, accounts: Accounts, logins: Logins, ledger: Le
     @app.post("/auth/token/", tags=["people"])
     async def token(request: Request) -> dict[str, Any]:
         """Exchange username and password for a token."""
-        if int(request.headers.get("content-length") or LONGEST + 1) > LONGEST:
-            raise Refused(400, "give username and password, in a form")
+        limit_body(request, LONGEST)
         try:
             is_json = request.headers.get("content-type", "").startswith("application/json")
             given = await request.json() if is_json else await request.form()

@@ -21,6 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy.exc import DBAPIError
 from starlette.requests import ClientDisconnect
 
+from delivery.web.bodies import STALL, BodyLimits
 from delivery.web.requests import RequestLog
 from delivery.web.socket_body import SocketBodyProtocol
 from ministream.base.errors import UserError
@@ -40,7 +41,13 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def create_app(
-    title: str, *, description: str = "", version: str = "1", lifespan: Lifespan | None = None, **options: Any
+    title: str,
+    *,
+    description: str = "",
+    version: str = "1",
+    lifespan: Lifespan | None = None,
+    stall: float = STALL,
+    **options: Any,
 ) -> FastAPI:
     """Make the application of a service; its routes are added to it.
 
@@ -52,11 +59,14 @@ def create_app(
         What /docs says.
     lifespan
         What is open while the service runs.
+    stall
+        Seconds that a small body may take.
     options
         More of FastAPI's.
     """
     app = FastAPI(title=title, description=description, version=version, lifespan=lifespan, redoc_url=None, **options)
     app.state.registry = CollectorRegistry()
+    app.add_middleware(BodyLimits, stall=stall)
     app.add_middleware(RequestLog, registry=app.state.registry)
     app.add_exception_handler(UserError, _on_user_error)
     app.add_exception_handler(DBAPIError, _on_no_records)
