@@ -77,6 +77,7 @@ class Intake:
         self.ledger, self.store, self.terms = ledger, store, terms
         self._along, self._key, self._forward, self._ended = along, key, forward, ended
         self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._announcing = threading.Lock()  # nobody reserves what another one has just been promised
         self._places = Places()
 
     # Beginning
@@ -103,9 +104,6 @@ class Intake:
             If there is no right to it, or no room for it.
         """
         check_name(name)
-        before = self.ledger.current(person.name, key) if key else None
-        if before and (before.name, before.size) == (name, size) and before.fits(chunk_size):
-            return before
         now = self.ledger.clock()
         upload = Upload(
             id=secrets.token_hex(16), owner=person.name, name=name, exact=size is not None,
@@ -113,9 +111,18 @@ class Intake:
             key=key, more=dict(more or {}), handle="", state=State.OPEN, reason="", created=now,
             expires=self.ledger.deadline(),
         )  # fmt: skip
+        with self._announcing:
+            return self._begun(upload) or self._begin(upload, person)
+
+    def _begun(self, upload: Upload) -> Upload | None:
+        before = self.ledger.current(upload.owner, upload.key) if upload.key else None
+        same = before and (before.name, before.size) == (upload.name, upload.size) and before.fits(upload.chunk_size)
+        return before if same else None
+
+    def _begin(self, upload: Upload, person: Person) -> Upload:
         self._check_chunks(upload)
-        check_licence(person, now)
-        check_quota(person, self.ledger.asked(person.name, now - DAY), upload.size)
+        check_licence(person, upload.created)
+        check_quota(person, self.ledger.asked(person.name, upload.created - DAY), upload.size)
         if self.terms.space and self.ledger.reserved() + upload.size > self.terms.space:
             raise NoRoom(f"{upload.size} bytes are more than is left of the {self.terms.space} for uploads")
         upload = upload._replace(handle=self.store.begin(upload.slot, exact=upload.exact))
