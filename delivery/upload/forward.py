@@ -6,7 +6,7 @@ says so much. What is there already from a try that was cut is not sent again by
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import httpx
@@ -44,6 +44,10 @@ class Content:
     def blocks(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield bytes."""
         return self._store.read(self._slot, start, stop)
+
+    def part(self, start: int, stop: int) -> dict[str, Any]:  # noqa: ARG002 - of whatever store
+        """Return nothing: the bytes may lie anywhere."""
+        return {}
 
     def whole(self) -> Iterator[bytes]:
         """Yield all bytes."""

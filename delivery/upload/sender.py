@@ -17,6 +17,7 @@ import httpx
 from delivery.asking import checked, patiently
 from delivery.files.version import check_unchanged, stamp_of
 from delivery.upload.digests import leaf, tree
+from delivery.upload.sendfile import EXTENSION, Part
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
 
@@ -42,6 +43,10 @@ class Source(Protocol):
         """Yield the bytes from `start` up to, without, `stop`."""
         ...
 
+    def part(self, start: int, stop: int) -> dict[str, Any]:
+        """Return the same bytes as a request's extensions, where they are part of a file: see `sendfile`."""
+        ...
+
     def check(self) -> None:
         """Raise UserError if it is not what it was any more."""
         ...
@@ -64,6 +69,10 @@ class FileSource:
                 raise UserError(f"{self._path}: it can't be read to its end")
             yield block
             start += len(block)
+
+    def part(self, start: int, stop: int) -> dict[str, Any]:
+        """Return bytes of the file, for the system to send."""
+        return {EXTENSION: Part(self._descriptor, start, stop)}
 
     def check(self) -> None:
         """Raise SourceChanged if somebody has written to it."""
@@ -154,7 +163,10 @@ class Sender:
         }
 
         def send() -> httpx.Response:
-            return _unless_later(self._client.post(path, content=_Body(source, span), headers=headers))
+            source.check()
+            return _unless_later(
+                self._client.post(path, content=_Body(source, span), headers=headers, extensions=source.part(*span))
+            )
 
         for _ in range(TRIES):
             answer = self.patiently(send)

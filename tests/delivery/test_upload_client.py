@@ -12,10 +12,13 @@ import pytest
 
 from delivery.asking import auth_of
 from delivery.files.version import SourceChanged
+from delivery.upload.client import upload as upload_in_python
 from delivery.upload.sender import FileSource, Line, Sender, opened
+from delivery.upload.sendfile import transport_to
 from delivery.upload.settings import UploadSettings
 from ministream.base.errors import UserError
-from tests.delivery.intake_service import PASSWORD, intake, made
+from tests.conftest import ROOT
+from tests.delivery.intake_service import PASSWORD, intake, made, tree
 from tests.delivery.sync_programs import Program, until
 
 CHUNK = 64 << 10
@@ -58,6 +61,37 @@ def test_files_and_folders_are_sent_and_nothing_twice(service, tmp_path):
     assert sent_chunks(service) - before == 5
     assert {name: stored(service, f"in/here/{name}") for name in contents} == contents
     assert not [path for path in service.files() if "hidden" in path]
+
+
+def test_the_example_of_the_documentation_works_and_needs_no_web_framework(service, tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/delivery.md").read_text(), re.DOTALL)
+    contents = {"scan_7/a.h5": os.urandom(3 * CHUNK + 5), "recon.h5": os.urandom(CHUNK)}
+    (tmp_path / "scan_7").mkdir()
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, (0, 0))  # finished long ago
+    (tmp_path / "token").write_text(service.token)
+    script = f"import os, sys; os.chdir({str(tmp_path)!r})\n{example}\nassert 'fastapi' not in sys.modules"
+    done = Program("-c", script.replace("http://127.0.0.1:8060", service.url), folder=tmp_path)
+    assert done.wait() == 0, done.said()
+    lines = [line.split() for line in done.said().splitlines()]
+    assert {name: stored(service, f"beamline_2/{name}") for name in contents} == contents
+    assert lines == [
+        [next(path for path in service.files() if path.endswith(name)), str(len(content)), tree(content, 16 << 20)]
+        for name, content in contents.items()
+    ]
+
+
+def test_in_python_progress_is_told_and_a_wrong_option_refused(service, tmp_path):
+    (tmp_path / "told.h5").write_bytes(bytes(5 * CHUNK))
+    counts: list[int] = []
+    more = {"to": service.url, "token_file": service.token_file, "chunk": CHUNK, "settle": 0}
+    (sent,) = upload_in_python(tmp_path / "told.h5", progress=counts.append, **more)
+    assert (sent["state"], sum(counts)) == ("stored", 5 * CHUNK)
+    with pytest.raises(ValueError, match="chnk"):
+        upload_in_python(tmp_path / "told.h5", to=service.url, chnk=CHUNK)
+    with pytest.raises(UserError, match="none.h5: No such file"):
+        upload_in_python(tmp_path / "none.h5", **more)
 
 
 def test_a_client_that_was_killed_goes_on_where_it_was(service, tmp_path):
@@ -108,7 +142,8 @@ def test_a_login_that_ends_on_the_way_is_renewed(service, tmp_path):
             ended.append(database.execute("DELETE FROM logins").rowcount)
         database.close()
 
-    with httpx.Client(base_url=service.url, auth=auth_of(given)) as client, opened(path) as source:
+    transport = transport_to(service.url)
+    with httpx.Client(base_url=service.url, auth=auth_of(given), transport=transport) as client, opened(path) as source:
         Sender(client, Line(CHUNK, parallel=1)).send(source, path.name, progress=end_logins)
     assert sum(ended) >= 6
     assert stored(service, "grace/renewed.h5") == content
@@ -137,6 +172,14 @@ def test_a_file_that_changes_is_not_finalised(service, tmp_path):
     with opened(path) as source, pytest.raises(SourceChanged):
         Sender(service.operator, Line(CHUNK)).send(source, path.name, progress=lambda _: path.write_bytes(b"new"))
     assert not [name for name in service.files() if "changing" in name]
+
+
+def test_a_file_that_becomes_shorter_is_not_waited_for(service, tmp_path):
+    path: Path = tmp_path / "shorter.h5"
+    path.write_bytes(os.urandom(20 * CHUNK))
+    by = {"base_url": service.url, "headers": service.operator.headers, "transport": transport_to(service.url)}
+    with httpx.Client(**by) as client, opened(path) as source, pytest.raises(SourceChanged):
+        Sender(client, Line(CHUNK)).send(source, path.name, progress=lambda _: os.truncate(path, CHUNK))
 
 
 def test_no_more_is_read_once_a_chunk_can_not_be_sent(service, tmp_path, monkeypatch):
