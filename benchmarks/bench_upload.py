@@ -36,6 +36,7 @@ from tuspyserver import create_tus_router
 
 from delivery.database import open_database, writing
 from delivery.upload.sender import Line, Sender, opened
+from delivery.upload.sendfile import transport_to
 from delivery.upload.service import make_app
 from delivery.upload.settings import IntakeSettings
 from delivery.upload.tables import chunks
@@ -99,16 +100,15 @@ class Bench:
 
     def verified(self) -> None:
         """Send it by our client."""
-        with httpx.Client(base_url=self._ours, timeout=60) as client, opened(self._file) as source:
+        transport = transport_to(self._ours)
+        with httpx.Client(base_url=self._ours, timeout=60, transport=transport) as client, opened(self._file) as source:
             stored = Sender(client, LINE).send(source, "scan.h5")
         assert stored["state"] == "stored"
-        (self._folder / "store" / stored["place"]).unlink()
 
     def plain(self) -> None:
         """Send it by PUT."""
         head = f"PUT /plain HTTP/1.1\r\nHost: bench\r\nContent-Length: {self._size}\r\nConnection: close\r\n\r\n"
         assert self._send(self._port, head).endswith(str(self._size).encode())
-        (self._folder / "plain").unlink()
 
     def written(self) -> None:
         """Write it to another file, without a server."""
@@ -116,7 +116,6 @@ class Bench:
         with self._file.open("rb", buffering=0) as file, copy.open("wb", buffering=0) as target:
             while block := file.read(BLOCK):
                 target.write(block)
-        copy.unlink()
 
     def by_peer(self) -> None:
         """Send it to tuspyserver."""
@@ -129,19 +128,19 @@ class Bench:
             f"Content-Type: application/offset+octet-stream\r\nContent-Length: {self._size}\r\n\r\n"
         )
         assert f"upload-offset: {self._size}".encode() in self._send(self._peer, head).lower()
-        self._clean_peer()
 
     def by_peer_in_chunks(self) -> None:
         """Send it to tuspyserver by its client, tuspy, which could go on after each chunk, as ours can."""
         with self._file.open("rb") as file:
             client = TusClient(f"http://127.0.0.1:{self._peer}/files/")
             client.uploader(file_stream=file, chunk_size=CHUNK).upload()
-        self._clean_peer()
 
-    def _clean_peer(self) -> None:
-        for left in (self._folder / "peer").iterdir():
-            if left.is_file():
-                left.unlink()
+    def tidy(self) -> None:
+        """Delete what was stored."""
+        for place in ("store", "peer", "plain", "copy"):
+            for left in [self._folder / place, *(self._folder / place).rglob("*")]:
+                if left.is_file():
+                    left.unlink()
 
     def _send(self, port: int, head: str) -> bytes:
         with socket.create_connection(("127.0.0.1", port)) as line, self._file.open("rb", buffering=0) as file:
@@ -168,7 +167,7 @@ class Bench:
             engine.dispose()
             digest = blake3(b"".join(leaves)).hexdigest()
             answer = client.post(f"/upload/{upload}/finalise", headers={"content-tree": digest}).raise_for_status()
-        (self._folder / "store" / answer.json()["place"]).unlink()
+        self.tidy()
         return answer.elapsed.total_seconds()
 
     def memory(self) -> int:
@@ -187,11 +186,11 @@ def started(serve: Callable[[Path, Connection], None], folder: Path) -> tuple[mu
 def measure(bench: Bench, size: int, rounds: int) -> list[Result]:
     """Return what was measured."""
     contestants = {
-        "ours": Contestant(bench.verified, size / 1e6),
-        "unverified PUT": Contestant(bench.plain, size / 1e6),
-        "tuspyserver, by tuspy in chunks": Contestant(bench.by_peer_in_chunks, size / 1e6),
-        "tuspyserver, one PATCH": Contestant(bench.by_peer, size / 1e6),
-        "file written without a server": Contestant(bench.written, size / 1e6),
+        "ours": Contestant(bench.verified, size / 1e6, bench.tidy),
+        "unverified PUT": Contestant(bench.plain, size / 1e6, bench.tidy),
+        "tuspyserver, by tuspy in chunks": Contestant(bench.by_peer_in_chunks, size / 1e6, bench.tidy),
+        "tuspyserver, one PATCH": Contestant(bench.by_peer, size / 1e6, bench.tidy),
+        "file written without a server": Contestant(bench.written, size / 1e6, bench.tidy),
     }
     verified = compete("upload_verified", "MB/s", contestants, rounds)
     finals = statistics.median(bench.finalise() for _ in range(5))

@@ -30,10 +30,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One way of doing the work: `run` does `work` units of it (a slow peer may do fewer)."""
+    """One way of doing the work: `run` does `work` units of it (a slow peer may do fewer), `after` tidies up untimed."""
 
     run: Callable[[], object]
     work: float
+    after: Callable[[], object] = lambda: None
 
 
 def compete(name: str, unit: str, contestants: dict[str, Contestant], rounds: int) -> Result:
@@ -44,11 +45,13 @@ def compete(name: str, unit: str, contestants: dict[str, Contestant], rounds: in
     rates: dict[str, list[float]] = {peer: [] for peer in contestants}
     for contestant in contestants.values():
         contestant.run()  # compiles, and touches its memory
+        contestant.after()
     for _ in range(rounds):
         for peer, contestant in contestants.items():
             began = time.perf_counter()
             contestant.run()
             rates[peer].append(contestant.work / (time.perf_counter() - began))
+            contestant.after()
     ours, *peers = rates
     ratios = {peer: statistics.median(a / b for a, b in zip(rates[ours], rates[peer], strict=True)) for peer in peers}
     result = Result(name, statistics.median(rates[ours]), unit, ratios)
