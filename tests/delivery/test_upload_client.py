@@ -90,7 +90,7 @@ def test_in_python_progress_is_told_and_a_wrong_option_refused(service, tmp_path
     assert (sent["state"], sum(counts)) == ("stored", 5 * CHUNK)
     with pytest.raises(ValueError, match="chnk"):
         upload_in_python(tmp_path / "told.h5", to=service.url, chnk=CHUNK)
-    with pytest.raises(UserError, match="none.h5: No such file"):
+    with pytest.raises(UserError, match=r"none\.h5: No such file"):
         upload_in_python(tmp_path / "none.h5", **more)
 
 
