@@ -20,6 +20,9 @@ metadata = MetaData()
 SCHEMA = 1
 """Raised with every change of a table that `create_all` cannot make."""
 
+LARGEST = 2**63 - 1
+"""The largest number that can be kept, or compared with one that is."""
+
 BUSY_SECONDS = 30.0
 """How long SQLite waits for another's write lock."""
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field
 
+from delivery.database import LARGEST
 from delivery.people.accounts import NAME, Accounts, NameTaken, Person, Role, TooManyGuesses
 from delivery.people.logins import Logins, Tokens
 from ministream.base.units import Duration, Size
@@ -41,7 +42,7 @@ class Rights(BaseModel):
 
     role: Role | None = None
     licence: Duration | None = None
-    quota: Size | None = Field(None, ge=0)
+    quota: Size | None = Field(None, ge=0, le=LARGEST)
 
 
 class Door:

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.routing import APIRouter
+from pydantic import Field
 from sqlalchemy.exc import DBAPIError
 
+from delivery.database import LARGEST
 from delivery.files.spans import read_span
 from delivery.placed.disk import BLOCK, NoRoom, digest_of
 from delivery.placed.intake import FIELD, Intake, Refused
@@ -32,6 +34,7 @@ RETRY = {"Retry-After": "10"}
 LINES = 100
 """Lines of a list that are sent at a time."""
 
+Number = Annotated[int, Field(ge=0, le=LARGEST)]
 Project = Annotated[str, Query(pattern=rf"^(|{NAME.pattern})$")]
 
 _FORM = {
@@ -189,15 +192,15 @@ class Api:
                 break
         await self._mover.hear(body)
 
-    def aside(self, after: int = 0) -> Any:
+    def aside(self, after: Number = 0) -> Any:
         """List messages that could not be meant, 500 at most, from a number on."""
         return self._keeper.register.aside(after)
 
-    async def replay(self, number: int) -> None:
+    async def replay(self, number: Number) -> None:
         """Act on a message again that was set aside; it is set aside anew if it still can't be meant."""
         await self._mover.hear(self._taken_back(number))
 
-    def discard(self, number: int) -> None:
+    def discard(self, number: Number) -> None:
         """Forget a message that was set aside."""
         self._taken_back(number)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from delivery.database import LARGEST
 from delivery.files.version import SourceChanged
 from delivery.people.accounts import Person
 from delivery.people.api import Door, Given
@@ -124,7 +125,7 @@ class Api:
             name: str,
             who: Annotated[Person, person],
             accept: Annotated[str, Header()] = "",
-            last_event_id: Annotated[int, Header(ge=0)] = 0,
+            last_event_id: Annotated[int, Header(ge=0, le=LARGEST)] = 0,
         ) -> Response:
             """Follow a ticket as server-sent events; or see it once, as JSON, if that is what is accepted."""
             ticket = self._desk.ticket(who, name)

@@ -55,9 +55,11 @@ class DownloadRequest(Files):
     priority: int = Field(3, ge=0, le=HIGHEST, description="The highest is prepared first.")
     keep: Duration | None = Field(None, description='Life of what is prepared: seconds, or "2 days".')
     then: Literal["delete", "move"] = Field("delete", description="What becomes of it then.")
-    volume: Size = Field(0, ge=0, description='Most bytes of files in one archive, "2GB"; 0: one archive for all.')
+    volume: Size = Field(
+        0, ge=0, le=1 << 50, description='Most bytes of files in one archive, "2GB"; 0: one archive for all.'
+    )
     prepare: bool = Field(True, description="Keep a copy until it expires; without, files are streamed as they are.")
-    downloads: int = Field(0, ge=0, description="How often it may be fetched; 0: any number of times.")
+    downloads: int = Field(0, ge=0, le=1_000_000, description="How often it may be fetched; 0: any number of times.")
     wait: Duration | None = Field(None, description="How long it may wait in the queue.")
     after: str | None = Field(None, description="Ticket that must have succeeded before.")
 

@@ -3,9 +3,11 @@
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from delivery.people.accounts import Accounts, TooManyGuesses
+from delivery.people.api import Name
 from delivery.people.logins import Logins
 from delivery.upload.intake import Refused
 from delivery.upload.ledger import Ledger
@@ -13,6 +15,11 @@ from delivery.web.bodies import limit_body
 
 LONGEST = 4096
 """Bytes of the request."""
+
+
+class _Login(BaseModel):
+    username: Name
+    password: str
 
 
 def add_token_route(app: FastAPI, accounts: Accounts, logins: Logins, ledger: Ledger) -> None:
@@ -24,7 +31,7 @@ def add_token_route(app: FastAPI, accounts: Accounts, logins: Logins, ledger: Le
         except TooManyGuesses as error:
             detail = "the password of this name was wrong too often: wait a minute"
             raise HTTPException(429, detail, headers={"Retry-After": "60"}) from error
-        ledger.note(name[:64], "login" if right else "login refused")
+        ledger.note(name, "login" if right else "login refused")
         if not right:
             raise HTTPException(401, "name or password is wrong", headers={"WWW-Authenticate": "Bearer"})
         tokens = logins.begin(name)
@@ -36,11 +43,10 @@ def add_token_route(app: FastAPI, accounts: Accounts, logins: Logins, ledger: Le
         """Exchange username and password for a token."""
         limit_body(request, LONGEST)
         try:
-            is_json = request.headers.get("content-type", "").startswith("application/json")
-            given = await request.json() if is_json else await request.form()
-            name, password = given["username"], given["password"]
-            if not (isinstance(name, str) and isinstance(password, str)):
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
+            if request.headers.get("content-type", "").startswith("application/json"):
+                given = _Login.model_validate_json(await request.body())
+            else:
+                given = _Login.model_validate(dict(await request.form()))
+        except ValueError as error:
             raise Refused(400, "give username and password, in a form") from error
-        return await run_in_threadpool(begin, name, password)
+        return await run_in_threadpool(begin, given.username, given.password)

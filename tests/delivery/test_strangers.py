@@ -19,16 +19,20 @@ MANY = 20_000_000
 MORE = 10_000_000
 """Bytes by which a service may have grown then."""
 
+HUGE = 10**30
+"""A number that no database holds."""
+
 JSON = {"Content-Type": "application/json"}
 STALL = "--stall", "1 s"
 
 
 class Service(NamedTuple):
-    """A service, and where it is."""
+    """A service, where it is, an operator's token, and an upload or a ticket there."""
 
     url: str
     process: Program
     token: str = ""
+    item: str = ""
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +42,14 @@ def services(tmp_path_factory) -> Iterator[dict[str, Service]]:
     with ExitStack() as open_:
         open_.callback(sites.kill)
         sites.start("zero")
-        mine = open_.enter_context(intake(folder / "intake", *STALL))
+        mine = open_.enter_context(intake(folder / "intake", *STALL, "--old-clients-key", "known"))
         tickets = open_.enter_context(ticket_service(folder))
+        tickets.write("a", b"a")
         sync = open_.enter_context(program(*server_command(folder, "--tokens", folder / "tokens"), folder=folder))
         yield {
-            "placed": Service(sites.url("zero"), sites.running["zero"]),
-            "intake": Service(mine.url, mine.process),
-            "tickets": Service(tickets.url, tickets.process, tickets.token),
+            "placed": Service(sites.url("zero"), sites.running["zero"], sites.tokens["operator"]),
+            "intake": Service(mine.url, mine.process, mine.token, mine.prepare("a", 1000)),
+            "tickets": Service(tickets.url, tickets.process, tickets.token, tickets.ask("*")),
             "sync": Service(address(sync).removesuffix("/stream"), sync),
         }
 
@@ -95,6 +100,42 @@ def test_a_body_that_stops_half_way_is_given_up(services, service, path, kind):
         answer = line.makefile("rb").read()  # up to the end of the line
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"only 3 bytes of the body came within 1 s" in answer
+
+
+@pytest.mark.parametrize(
+    ("service", "method", "path", "body", "status"),
+    [
+        ("intake", "POST", "/auth/token/", rb'{"username": "\ud800", "password": "correct horse"}', 400),
+        ("intake", "POST", "/auth/token/", rb'{"username": "a\u0000b", "password": "correct horse"}', 400),
+        ("intake", "POST", "/auth/token/", b"[" * 3000, 400),
+        ("intake", "POST", "/login", b"[" * 3000, 400),
+        ("intake", "POST", "/login", rb'{"name": "ada", "password": "correct horse \ud800"}', 422),
+        ("intake", "POST", "/upload/ITEM/chunk/0", b"[" * 1000, 400),
+        ("intake", "POST", "/upload/ITEM/chunk/0", b"9" * 1000, 400),
+        ("intake", "POST", f"/upload/ITEM/chunk/{HUGE}", b'""', 400),
+        ("intake", "POST", "/upload/ITEM/known", b'{"chunks": {"%d": "%064d"}}' % (HUGE, 0), 200),
+        ("intake", "GET", f"/audit?after={HUGE}", b"", 422),
+        ("intake", "PATCH", "/people/nobody", b'{"quota": %d}' % HUGE, 422),
+        ("intake", "PATCH", "/people/nobody", b'{"licence": "1e400 s"}', 422),
+        ("intake", "POST", "/upload/prepare/", b'{"name": "a", "chunk_size": %d}' % HUGE, 400),
+        ("tickets", "POST", "/download", b"[" * 3000, 422),
+        ("tickets", "POST", "/download", b'{"paths": ["*"], "volume": %d}' % HUGE, 422),
+        ("tickets", "POST", "/download", b'{"paths": ["*"], "downloads": %d}' % HUGE, 422),
+        ("tickets", "GET", "/ticket/ITEM/status", b"", 422),
+        ("tickets", "GET", f"/ticket/ITEM/result?volume={HUGE}", b"", 404),
+        ("placed", "GET", f"/set-aside?after={HUGE}", b"", 422),
+        ("placed", "POST", f"/set-aside/{HUGE}/replay", b"", 422),
+        ("placed", "DELETE", f"/set-aside/{-HUGE}", b"", 422),
+    ],
+)
+def test_rubbish_is_refused_in_words(services, service, method, path, body, status):
+    """Also that of people with a token."""
+    there = services[service]
+    own = {"Authorization": f"Bearer {there.token}", "Content-SHA256": "0" * 64, "Last-Event-ID": str(HUGE)}
+    url = there.url + path.replace("ITEM", there.item)
+    answer = httpx.request(method, url, content=body, headers=JSON | own, timeout=30)
+    assert answer.status_code == status, answer.text
+    assert answer.json()
 
 
 def test_who_has_a_token_may_list_many_files(services):
