@@ -1,7 +1,9 @@
 """The routes of a site: for people and programs, and for the other site."""
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -10,10 +12,11 @@ from fastapi.responses import JSONResponse, RedirectResponse, Response, Streamin
 from fastapi.routing import APIRouter
 from pydantic import Field
 from sqlalchemy.exc import DBAPIError
+from starlette.concurrency import run_in_threadpool
 
 from delivery.database import LARGEST
 from delivery.files.spans import read_span
-from delivery.placed.disk import BLOCK, NoRoom, digest_of
+from delivery.placed.disk import BLOCK, NoRoom, is_whole
 from delivery.placed.intake import FIELD, Intake, Refused
 from delivery.placed.keeping import Keeper
 from delivery.placed.messages import LONGEST, File
@@ -30,6 +33,9 @@ OPERATORS = frozenset({"operator", *Site})
 """Whose tokens open the routes between the sites: the sites' own, and those who check and repair."""
 
 RETRY = {"Retry-After": "10"}
+
+SIGN = 10.0
+"""Seconds between two signs of life while a file is read that somebody asks about: proxies hang up after 60."""
 
 LINES = 100
 """Lines of a list that are sent at a time."""
@@ -159,10 +165,10 @@ class Api:
         """List all that is on record or on the disk, a line of JSON each, in order of the ids."""
         return StreamingResponse(_gathered(self._copies(read)), media_type="application/x-ndjson")
 
-    def copy(self, id_: str) -> Copy:
-        """Return what is on record of a file, and whether its bytes are there."""
-        entry = self._entry(id_)
-        return self._copy(entry, read=False)
+    def copy(self, id_: str, *, read: bool = False) -> StreamingResponse:
+        """Return what is on record of a file, and whether its bytes are there; with `read`, whether they are good."""
+        look = partial(self._copy, self._entry(id_), read=read)
+        return StreamingResponse(_with_signs(look), media_type="application/json", headers={"X-Accel-Buffering": "no"})
 
     def content_here(self, id_: str) -> Response:
         """Return the bytes of a file that lies here."""
@@ -258,7 +264,7 @@ class Api:
                 return "missing"
             if not read:
                 return "unread" if path.stat().st_size == entry.file.size else "damaged"
-            return "good" if digest_of(path) == (entry.file.size, entry.file.blake3) else "damaged"
+            return "good" if is_whole(path, entry.file.size, entry.file.blake3) else "damaged"
         except FileNotFoundError:  # it has just left
             return "missing"
 
@@ -270,6 +276,14 @@ def _gathered(lines: Iterator[str]) -> Iterator[str]:
     """Join lines: each that is yielded costs a change of threads."""
     while some := list(islice(lines, LINES)):
         yield "".join(some)
+
+
+async def _with_signs(look: Callable[[], Copy]) -> AsyncIterator[str]:
+    """Yield what `look` finds, as JSON, after a blank for each `SIGN` seconds that it takes."""
+    looking = asyncio.create_task(run_in_threadpool(look))
+    while not (await asyncio.wait({looking}, timeout=SIGN))[0]:
+        yield " "
+    yield looking.result().model_dump_json()
 
 
 async def _tell_refused(_request: Request, error: Exception) -> JSONResponse:

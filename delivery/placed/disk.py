@@ -138,6 +138,16 @@ def digest_of(path: Path) -> tuple[int, str]:
     return length, digest.hexdigest()
 
 
+def is_whole(path: Path, size: int, digest: str) -> bool:
+    """Say whether a file has the length and BLAKE3 that it should; one that can't be read has not."""
+    try:
+        return digest_of(path) == (size, digest)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:

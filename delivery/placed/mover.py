@@ -1,17 +1,17 @@
-"""What a site does by itself: sends its messages, acts on those that come, fetches what it was offered.
+"""What a site does by itself: sends its messages, acts on those that come, fetches what it was offered, lets go.
 
 Nothing that goes wrong ends it: what could not be done now is done later, and its reason is on record.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy.exc import DBAPIError
 
-from delivery.placed.disk import digest_of
+from delivery.placed.disk import is_whole
 from delivery.placed.keeping import Keeper
-from delivery.placed.messages import Have, Hello, Offer, Poison, Probe, decode, encode
+from delivery.placed.messages import File, Have, Hello, Offer, Poison, Probe, decode, encode
 from delivery.placed.peer import Peer
 from delivery.placed.post import Post, Undelivered
 from delivery.placed.register import Entry, State
@@ -42,34 +42,37 @@ class Mover:
     rule
         In words: where files belong.
     fetches
-        Files fetched at a time.
+        Files fetched, or let go, at a time.
     """
 
     def __init__(self, keeper: Keeper, peer: Peer, post: Post, rule: str, fetches: int) -> None:
         self._keeper, self._register, self._rule = keeper, keeper.register, rule[:200]
         self._peer, self._post, self._fetches = peer, post, fetches
         self._tasks: list[asyncio.Task[None]] = []
-        self._to_send, self._to_fetch = asyncio.Event(), asyncio.Event()
-        self._fetching: dict[str, asyncio.Task[None]] = {}
+        self._to_send, self._to_move = asyncio.Event(), asyncio.Event()
+        self._threads = ThreadPoolExecutor(fetches, thread_name_prefix="mover")
+        self._moving: dict[str, asyncio.Future[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Begin, in the running event loop."""
         self._loop = asyncio.get_running_loop()
-        self._tasks = [asyncio.create_task(self._send_all()), asyncio.create_task(self._fetch_all())]
+        self._tasks = [asyncio.create_task(self._send_all()), asyncio.create_task(self._move_all())]
 
     async def stop(self) -> None:
         """End; what is under way is gone on with at the next start."""
-        for task in [*self._tasks, *self._fetching.values()]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._fetching.values(), return_exceptions=True)
+        under_way = [*self._tasks, *self._moving.values()]
+        for each in under_way:
+            each.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         await self._post.close()
 
     def wake(self) -> None:
         """Have a look at once; from any thread."""
         if self._loop:
             self._loop.call_soon_threadsafe(self._to_send.set)
-            self._loop.call_soon_threadsafe(self._to_fetch.set)
+            self._loop.call_soon_threadsafe(self._to_move.set)
 
     # Messages
 
@@ -101,22 +104,12 @@ class Mover:
         if isinstance(message, Offer):
             self._register.offered(message.file)
         elif isinstance(message, Have):
-            self._let_go(message.id)
+            self._register.answered(message.id)
         else:
             if message.rule != self._rule:
                 get_logger().error("the sites' rules differ: give both the same", here=self._rule, there=message.rule)
             self._register.hurry()
         self.wake()
-
-    def _let_go(self, id_: str) -> None:
-        """Let a file go once the other site has said itself that it holds it."""
-        entry = self._register.find(id_)
-        if entry is None or entry.state not in (State.HERE, State.LEAVING):
-            return
-        there = self._peer.copy(id_)
-        if there and there.state is State.HERE and there.bytes == "unread":
-            self._keeper.let_go(id_)
-            get_logger().info("placed at the other site", id=id_, name=entry.file.name)
 
     async def _send_all(self) -> None:
         """Send what is due, for ever; a broker that is down is tried ever more rarely, up to `LONGEST_PAUSE`."""
@@ -147,36 +140,39 @@ class Mover:
                 await self._post.send(post.body)
             await asyncio.to_thread(self._register.posted, [post.number for post in posts])
 
-    # Fetches
+    # Moves
 
-    async def _fetch_all(self) -> None:
-        """Fetch what is due, for ever, some files at a time."""
+    async def _move_all(self) -> None:
+        """Fetch and let go what is due, for ever, some files at a time."""
         while True:
             try:
-                for entry in await asyncio.to_thread(self._register.due_fetches, 2 * self._fetches):
-                    if entry.file.id not in self._fetching and len(self._fetching) < self._fetches:
-                        task = asyncio.create_task(asyncio.to_thread(self._fetch_safely, entry))
-                        self._fetching[entry.file.id] = task
-                        task.add_done_callback(self._forget_fetch(entry.file.id))
+                for entry in await asyncio.to_thread(self._register.due_moves, 2 * self._fetches):
+                    if entry.file.id not in self._moving and len(self._moving) < self._fetches:
+                        self._begin(entry)
             except Exception:
-                get_logger().exception("fetches wait")
-            await _set_or_late(self._to_fetch)
+                get_logger().exception("moves wait")
+            await _set_or_late(self._to_move)
 
-    def _forget_fetch(self, id_: str) -> Callable[["asyncio.Task[None]"], None]:
-        def forget(_task: "asyncio.Task[None]") -> None:
-            self._fetching.pop(id_, None)
+    def _begin(self, entry: Entry) -> None:
+        def forget(_move: "asyncio.Future[None]") -> None:
+            self._moving.pop(entry.file.id, None)
             self.wake()
 
-        return forget
+        move = asyncio.get_running_loop().run_in_executor(self._threads, self._move, entry)
+        self._moving[entry.file.id] = move
+        move.add_done_callback(forget)
 
-    def _fetch_safely(self, entry: Entry) -> None:
+    def _move(self, entry: Entry) -> None:
         try:
-            self._fetch(entry)
+            if entry.state is State.ARRIVING:
+                self._fetch(entry)
+            else:
+                self._let_go(entry.file)
         except Exception as error:
             reason = str(error) or type(error).__name__
             if not isinstance(error, (UserError, OSError)):
                 get_logger().exception("internal fault: please report this")
-            get_logger().warning("not fetched yet", id=entry.file.id, name=entry.file.name, reason=reason)
+            get_logger().warning("not placed yet", id=entry.file.id, name=entry.file.name, reason=reason)
             with contextlib.suppress(DBAPIError):  # it stays due
                 self._register.put_off(entry.file.id, reason)
 
@@ -184,7 +180,7 @@ class Mover:
         """Bring a file here that the other site has offered."""
         file, disk = entry.file, self._keeper.disk
         found = disk.find(file.id)
-        if found and digest_of(found) == (file.size, file.blake3):
+        if found and is_whole(found, file.size, file.blake3):
             self._keeper.keep_found(file.id)
             return
         there = self._peer.copy(file.id)
@@ -198,6 +194,17 @@ class Mover:
             raise UserError("what came is not what was offered; it is fetched anew")
         self._keeper.keep_fetched(file.id)
         get_logger().info("placed here", id=file.id, name=file.name, bytes=file.size)
+
+    def _let_go(self, file: File) -> None:
+        """Let a file go once the other site has read its own copy and found it whole; have a bad one replaced."""
+        there = self._peer.copy(file.id, read=True)
+        if there is None or there.state is not State.HERE:
+            raise UserError("the other site does not hold it yet")
+        if there.bytes != "good":
+            self._peer.mend(file, "fetch")
+            raise UserError(f"the other site's copy is {there.bytes}; that site was asked to fetch it anew")
+        self._keeper.let_go(file.id)
+        get_logger().info("placed at the other site", id=file.id, name=file.name)
 
 
 async def _set_or_late(event: asyncio.Event) -> None:

@@ -54,9 +54,9 @@ class Peer:
         """Close what connections there are."""
         self._client.close()
 
-    def copy(self, id_: str) -> Copy | None:
-        """Return what it says of a file; None if it knows none of that id."""
-        answer = self._ask("GET", f"/copies/{id_}", known=404)
+    def copy(self, id_: str, *, read: bool = False) -> Copy | None:
+        """Return what it says of a file, with `read` after reading all of it; None if it knows none of that id."""
+        answer = self._ask("GET", f"/copies/{id_}{'?read=yes' if read else ''}", known=404)
         return None if answer.status_code == 404 else _parsed(answer.text, self.url)
 
     def copies(self, *, read: bool) -> Iterator[Copy]:

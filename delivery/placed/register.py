@@ -42,6 +42,11 @@ KEPT = 4096
 PAGE = 500
 """Rows read at a time."""
 
+ANSWERED = "answered"
+"""Kind of an offer in the outbox that the other site has answered: to be made sure of, and not sent meanwhile."""
+
+OFFERS = ("offer", ANSWERED)
+
 
 class State(StrEnum):
     """What a file is to this site."""
@@ -131,13 +136,16 @@ class Register:
     # What happens to a file
 
     def take(self, file: File) -> None:
-        """Note a file whose bytes are here, and offer it where else it belongs; nothing changes if it was here."""
+        """Note a file whose bytes are here, and offer it where else it belongs.
+
+        One that was here is offered again: perhaps it comes again because the other site's copy is not whole.
+        """
         with self._writing() as connection:
             known = _entry(connection, file.id)
             if known and known.state in (State.HERE, State.LEAVING):
-                return
-            state = State.HERE if file.place.includes(self.site) else State.LEAVING
-            self._put(connection, file, state)
+                file = known.file
+            else:
+                self._put(connection, file, State.HERE if file.place.includes(self.site) else State.LEAVING)
             if file.place.includes(self.site.other):
                 self._post(connection, Offer(sender=self.site, file=file))
             if known and known.state is State.ARRIVING:
@@ -161,7 +169,7 @@ class Register:
                 self._put(connection, file, State.ARRIVING)
             elif known.state is State.LEAVING:  # the sites' rules differ; who is offered a file keeps it
                 self._put(connection, file, State.HERE)
-                self._forget_post(connection, file.id, "offer")
+                self._forget_posts(connection, file.id, *OFFERS)
             if known and known.state in (State.HERE, State.LEAVING):
                 self._post(connection, Have(sender=self.site, id=file.id))
 
@@ -173,21 +181,31 @@ class Register:
                 self._put(connection, known.file, State.HERE)
                 self._post(connection, Have(sender=self.site, id=id_))
 
+    def answered(self, id_: str) -> None:
+        """Note that the other site is said to hold a file that it was offered."""
+        with self._writing() as connection:
+            offer = (_outbox.c.id == id_) & (_outbox.c.kind == "offer")
+            connection.execute(update(_outbox).where(offer).values(kind=ANSWERED))
+
     def settled(self, id_: str) -> None:
         """Note that the other site holds a file that was offered to it, and that this one let it go if it had to."""
         with self._writing() as connection:
-            self._forget_post(connection, id_, "offer")
-            leaving = (_files.c.id == id_) & (_files.c.state == State.LEAVING)
-            connection.execute(update(_files).where(leaving).values(state=State.SENT, since=self._clock(), reason=""))
+            self._forget_posts(connection, id_, *OFFERS)
+            mine = _files.c.id == id_
+            connection.execute(update(_files).where(mine).values(tries=0, reason=""))
+            leaving = mine & (_files.c.state == State.LEAVING)
+            connection.execute(update(_files).where(leaving).values(state=State.SENT, since=self._clock()))
 
     def put_off(self, id_: str, reason: str) -> None:
-        """Note why a file could not be fetched now."""
+        """Note why a file could not be fetched, or let go, now: that is tried, or it is offered, again later."""
         with self._writing() as connection:
             known = _entry(connection, id_)
             if known:
                 due = self._clock() + _pause(known.tries)
                 values = {"tries": known.tries + 1, "due": due, "reason": reason[:500]}
                 connection.execute(update(_files).where(_files.c.id == id_).values(**values))
+                answered = (_outbox.c.id == id_) & (_outbox.c.kind == ANSWERED)
+                connection.execute(update(_outbox).where(answered).values(kind="offer", due=due))
 
     def drop(self, entry: Entry, reason: str) -> None:
         """Forget a file that was offered, but that the other site has not; its offer is set aside."""
@@ -216,7 +234,7 @@ class Register:
 
     def due_posts(self, limit: int) -> list[Post]:
         """Return messages that are due, the oldest first."""
-        due = select(_outbox.c.number, _outbox.c.body).where(_outbox.c.due <= self._clock())
+        due = select(_outbox.c.number, _outbox.c.body).where(_outbox.c.due <= self._clock(), _outbox.c.kind != ANSWERED)
         with self._engine.connect() as connection:
             rows = connection.execute(due.order_by(_outbox.c.number).limit(limit)).all()
         return [Post(row.number, bytes(row.body)) for row in rows]
@@ -225,7 +243,7 @@ class Register:
         """Note that messages have left: offers are repeated until they are answered, answers are not."""
         with self._writing() as connection:
             mine = _outbox.c.number.in_(numbers)
-            connection.execute(delete(_outbox).where(mine, _outbox.c.kind != "offer"))
+            connection.execute(delete(_outbox).where(mine, _outbox.c.kind.not_in(OFFERS)))
             for number, tries in connection.execute(select(_outbox.c.number, _outbox.c.tries).where(mine)).all():
                 values = {"tries": tries + 1, "due": self._clock() + _pause(tries)}
                 connection.execute(update(_outbox).where(_outbox.c.number == number).values(**values))
@@ -236,12 +254,15 @@ class Register:
             connection.execute(update(_outbox).values(due=0.0, tries=0))
             connection.execute(update(_files).where(_files.c.state == State.ARRIVING).values(due=0.0, tries=0))
 
-    def due_fetches(self, limit: int) -> list[Entry]:
-        """Return files that are to be fetched now, the longest due first."""
-        due = (_files.c.state == State.ARRIVING) & (_files.c.due <= self._clock())
+    def due_moves(self, limit: int) -> list[Entry]:
+        """Return files whose offers were answered, then files that are to be fetched now, the longest due first."""
+        answered = select(_files).join(_outbox, _outbox.c.id == _files.c.id).where(_outbox.c.kind == ANSWERED)
+        answered = answered.where(_files.c.state != State.ARRIVING).order_by(_outbox.c.number)
+        arriving = select(_files).where(_files.c.state == State.ARRIVING, _files.c.due <= self._clock())
+        arriving = arriving.order_by(_files.c.due, _files.c.since)
         with self._engine.connect() as connection:
-            rows = connection.execute(select(_files).where(due).order_by(_files.c.due, _files.c.since).limit(limit))
-            return [_read(row) for row in rows.all()]
+            rows = [row for due in (answered, arriving) for row in connection.execute(due.limit(limit)).all()]
+        return [_read(row) for row in rows]
 
     # What is known
 
@@ -315,11 +336,11 @@ class Register:
 
     def _post(self, connection: Connection, message: Message) -> None:
         id_ = message.file.id if isinstance(message, Offer) else message.id if isinstance(message, Have) else ""
-        self._forget_post(connection, id_, message.kind)
+        self._forget_posts(connection, id_, *(OFFERS if isinstance(message, Offer) else [message.kind]))
         connection.execute(insert(_outbox).values(kind=message.kind, id=id_, body=encode(message)))
 
-    def _forget_post(self, connection: Connection, id_: str, kind: str) -> None:
-        connection.execute(delete(_outbox).where(_outbox.c.id == id_, _outbox.c.kind == kind))
+    def _forget_posts(self, connection: Connection, id_: str, *kinds: str) -> None:
+        connection.execute(delete(_outbox).where(_outbox.c.id == id_, _outbox.c.kind.in_(kinds)))
 
 
 def _entry(connection: Connection, id_: str) -> Entry | None:

@@ -129,6 +129,29 @@ def test_check_tells_and_repair_mends(tmp_path):
         placed_where_the_rule_says(both, EXPECTED)
 
 
+def test_the_last_good_copy_is_never_deleted(tmp_path):
+    """What is bad where it belongs is mended by an upload at the other site, whoever is killed meanwhile."""
+    with pair(tmp_path) as both:
+        fill(both)
+        both.rest()
+        ids = {copy.file.name: copy.id for site in SITES for copy in both.copies(site)}
+        places = {name: stored(both, "one", ids[name]) for name in ("o1", "o2", "t")}
+        for name, content in {"o1": ONES, "t": TIE}.items():
+            places[name].write_bytes(b"?" + content[1:])  # as long as it was
+        places["o2"].unlink()
+        both.kill("one")
+        for name, content in {"o1": ONES, "o2": ONES, "t": TIE}.items():
+            assert both.upload("zero", name, content).status_code == 201
+        both.kill("zero")
+        both.start()
+        lie = encode(Have(sender="one", id=ids["o1"]))
+        assert both.ask("zero", "/messages", "POST", who="one", content=lie).status_code == 200
+        until(lambda: places["t"].read_bytes() == TIE, "the tie is whole at both sites")
+        both.rest()
+        placed_where_the_rule_says(both, EXPECTED)
+        assert both.check()[0] == 0
+
+
 def test_a_users_rule_decides_and_sites_whose_rules_differ_say_so(tmp_path):
     rule = "--rule", "tests.delivery.test_placed_rules:by_content"
     with pair(tmp_path, *rule, of={"one": ["--tie", "one"]}) as both:

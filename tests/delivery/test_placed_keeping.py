@@ -1,14 +1,18 @@
 """What a kill between two steps leaves, made step by step on both databases, and what the next start makes of it."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from delivery.database import open_database
+from delivery.placed import api
 from delivery.placed.disk import Disk, identify
 from delivery.placed.keeping import Keeper
 from delivery.placed.messages import File, Have, Offer, Poison, decode
+from delivery.placed.peer import Copy
 from delivery.placed.register import Register, State
 from delivery.placed.rules import Site
 
@@ -117,6 +121,49 @@ def test_an_offer_is_repeated_until_it_is_answered(keeper):
     assert due(keeper) == []  # its time comes
     keeper.register.hurry()
     assert due(keeper) == [Offer]
+
+
+def test_an_answer_is_made_sure_of_and_offered_again_if_it_is_not_true(keeper):
+    file = a_file("one")
+    keeper.keep(aside(keeper), file)
+    sent = [post.number for post in keeper.register.due_posts(10)]
+    for _ in range(2):  # it may come twice, and before it is noted that the offer has left
+        keeper.register.answered(file.id)
+    keeper.register.posted(sent)
+    assert due(keeper) == []
+    assert [entry.file for entry in keeper.register.due_moves(10)] == [file]  # after a kill, too
+    keeper.register.put_off(file.id, "its copy is damaged")
+    assert keeper.register.due_moves(10) == due(keeper) == []
+    keeper.register.hurry()
+    assert due(keeper) == [Offer]
+    assert keeper.register.find(file.id).reason == "its copy is damaged"
+
+
+def test_a_file_that_comes_again_is_offered_again(keeper):
+    file = a_file("both")
+    keeper.keep(aside(keeper), file)
+    keeper.register.answered(file.id)
+    keeper.let_go(file.id)
+    assert due(keeper) == []
+    keeper.keep(aside(keeper), file)
+    assert due(keeper) == [Offer]
+    assert keeper.register.find(file.id).state is State.HERE
+
+
+def test_whoever_asks_hears_that_a_file_is_still_read(monkeypatch):
+    read = threading.Event()
+    monkeypatch.setattr(api, "SIGN", 0.01)
+
+    async def ask() -> list[str]:
+        said = []
+        async for part in api._with_signs(lambda: Copy(id="x", bytes="good" if read.wait(30) else "late")):
+            said.append(part)
+            read.set()
+        return said
+
+    first, *_, last = asyncio.run(ask())
+    assert first == " "
+    assert Copy.model_validate_json(last).bytes == "good"
 
 
 def test_an_offer_that_contradicts_the_record_is_poison(keeper):
