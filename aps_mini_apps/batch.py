@@ -21,7 +21,7 @@ from aps_mini_apps.dist.stripes import StripeFilter
 from aps_mini_apps.frames import Frame
 from aps_mini_apps.sirt import axis
 from aps_mini_apps.sirt.projectors import Backend, Model, Norm, choose_backend, make_projector
-from aps_mini_apps.sirt.projectors.memory import check_memory
+from aps_mini_apps.sirt.projectors.memory import Task, check_memory
 from aps_mini_apps.sirt.reconstruction import Reconstruction
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 
@@ -128,8 +128,9 @@ def reconstruct_frames(
     arrivals = iter(corrected)
     first = next(arrivals)
     slices, columns = first.pixels.shape
-    if choose_backend(backend) != "cuda":  # a GPU has a memory of its own
-        check_memory(slices, columns, length)
+    chosen = choose_algorithm(algorithm, parameters)
+    task = Task(columns=columns, window=length, held=chosen.held(length), backend=choose_backend(backend))
+    check_memory(slices, task)
     projector = make_projector(backend, slices, columns, model=model, norm=norm)
     reconstruction = Reconstruction(
         projector,
@@ -137,7 +138,7 @@ def reconstruct_frames(
         step=step,
         iterations=iterations,
         center=center,
-        algorithm=choose_algorithm(algorithm, parameters),
+        algorithm=chosen,
     )
     for _update in reconstruction.run(chain([first], arrivals)):
         pass

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from scipy.ndimage import median_filter
 
+from aps_mini_apps.sirt.algorithms import Held
+
 
 @dataclass
 class Parameters:
@@ -29,3 +31,8 @@ def update(window, volume, projector, parameters):
     slices = projector.export_volume(volume)
     smooth = median_filter(slices, size=(1, 3, 3))
     return projector.import_volume((1 - parameters.share) * slices + parameters.share * smooth)
+
+
+def held(_parameters, _projections):
+    """Tell what is held at once beside volume and sinogram, so that a slab which would not fit is refused."""
+    return Held(volumes=4, sinograms=1)

@@ -19,6 +19,9 @@ import pytest
 
 from aps_mini_apps.sirt import projectors
 
+FREE = 2**30
+"""Bytes that the card says are free."""
+
 KERNELS = ("trace_rays", "fill_residual", "add_back")
 
 CUDA = """
@@ -61,7 +64,7 @@ def load(monkeypatch: pytest.MonkeyPatch, folder: Path) -> ModuleType:
     if shutil.which("g++") is None:
         pytest.skip("the CUDA kernels run on the CPU only where g++ is installed")
     cupy = SimpleNamespace(zeros=np.zeros, asarray=np.array, asnumpy=np.array, stack=np.stack)
-    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1))
+    cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1, memGetInfo=lambda: (FREE, 2 * FREE)))
     cupy.RawModule = lambda code, options: SimpleNamespace(get_function=_compile(code, options, folder))
     monkeypatch.setitem(sys.modules, "cupy", cupy)  # type: ignore[arg-type]
     path = Path(projectors.__file__).with_name("cuda.py")

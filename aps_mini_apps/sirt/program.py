@@ -23,7 +23,7 @@ from aps_mini_apps.links.push import PullReceiver
 from aps_mini_apps.links.tmq import TmqWorker
 from aps_mini_apps.sirt.algorithms import Algorithm
 from aps_mini_apps.sirt.projectors import Backend, Projector, choose_backend, load_backend, make_projector
-from aps_mini_apps.sirt.projectors.memory import check_memory
+from aps_mini_apps.sirt.projectors.memory import Task, check_memory
 from aps_mini_apps.sirt.reconstruction import AxisSearch, Reconstruction, Update
 from aps_mini_apps.sirt.settings import SirtSettings
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
@@ -49,7 +49,7 @@ def main(settings: SirtSettings) -> int:
     with ExitStack() as stack:
         stack.enter_context(_warnings_in_log())
         publisher = stack.enter_context(VolumePublisher(settings.pub_addr)) if settings.pub_addr else None
-        listener = _Listener(settings)
+        listener = _Listener(settings, algorithm)
         receiver = stack.enter_context(_open_receiver(settings, stop, listener))
         get_logger().info(
             "waiting for projections",
@@ -90,7 +90,20 @@ def _open_receiver(settings: SirtSettings, stop: StopFlag, listener: "_Listener"
     return TmqWorker(base, settings.rank, settings.workers, stop=stop, timeout=timeout)
 
 
-def _make_projector(settings: SirtSettings, backend: Backend, slices: int, columns: int) -> Projector:
+def _make_projector(
+    settings: SirtSettings, algorithm: Algorithm, backend: Backend, slices: int, columns: int
+) -> Projector:
+    """Return the projector of a slab that fits in memory: nothing is allocated before that is known."""
+    task = Task(
+        columns=columns,
+        window=settings.window_length,
+        held=algorithm.held(settings.window_length),
+        backend=backend,
+        half=settings.half,
+        copies=2 if settings.pub_addr else 1,  # what is published is put into a message
+        history=settings.history if settings.center == "auto" else 0,
+    )
+    check_memory(slices, task)
     return make_projector(
         backend, slices, columns, model=settings.model, norm=settings.norm, circle=settings.circle, half=settings.half
     )
@@ -99,8 +112,8 @@ def _make_projector(settings: SirtSettings, backend: Backend, slices: int, colum
 class _Listener:
     """Hears the notes of the producer's programs."""
 
-    def __init__(self, settings: SirtSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: SirtSettings, algorithm: Algorithm) -> None:
+        self._settings, self._algorithm = settings, algorithm
         self.compiler = Ahead()
 
     def hear(self, note: Note) -> None:
@@ -115,7 +128,8 @@ class _Listener:
         settings = self._settings
         with suppress(ValueError):  # what cannot be is said when the first projection is there
             slab = partition_rows(rows, settings.workers)[settings.rank]
-            _make_projector(settings, choose_backend(settings.backend), slab.count, columns).warm_up()
+            backend = choose_backend(settings.backend)
+            _make_projector(settings, self._algorithm, backend, slab.count, columns).warm_up()
 
 
 def _source(settings: SirtSettings) -> str:
@@ -178,10 +192,8 @@ class _Session:
         settings = self.settings
         if settings.center not in ("auto", 0.0):
             check_center(float(settings.center), columns)
-        if self.backend != "cuda":  # a GPU has a memory of its own
-            check_memory(slices, columns, settings.window_length)
         began = time.monotonic()
-        projector = _make_projector(settings, self.backend, slices, columns)
+        projector = _make_projector(settings, self.algorithm, self.backend, slices, columns)
         projector.warm_up()
         self.log.info(
             "projector ready",

@@ -67,7 +67,8 @@ class AxisSearch:
     Attributes
     ----------
     history_bytes
-        How much of the scan is kept for the new start; beyond it the oldest projections are forgotten.
+        How much of the scan is kept for the new start, as it came and laid out for the projector; beyond it the
+        oldest projections are forgotten.
     announce
         Called with (axis, projections held) when an estimate makes the reconstruction start again.
     """
@@ -79,7 +80,7 @@ class AxisSearch:
     def keep(self, held: _Held) -> None:
         """Remember one projection, within the limit."""
         self.history.append(held)
-        size = held.frame.pixels.nbytes
+        size = held.frame.pixels.nbytes + held.measured.nbytes
         del self.history[: max(0, len(self.history) - max(2, self.history_bytes // size))]
 
     def estimate(self) -> float | None:

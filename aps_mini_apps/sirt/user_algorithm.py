@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from aps_mini_apps.sirt.algorithms import Algorithm, ModuleAlgorithm, Progress, Window, load_algorithm
+from aps_mini_apps.sirt.algorithms import Algorithm, Held, ModuleAlgorithm, Progress, Window, load_algorithm, ones
 from aps_mini_apps.sirt.projectors import Projector, make_projector
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
@@ -29,6 +29,9 @@ SETTLED = 0.1
 """Seconds without a write, after which a file is taken to be whole: few editors replace it in one go."""
 
 DIGEST_LENGTH = 12
+
+TRANSACTION = Held(volumes=2)
+"""What is kept here: the volume before the window, and which of its values are pixels."""
 
 _Sign = tuple[int, int, int]
 
@@ -124,6 +127,10 @@ class UserAlgorithm:
         for version in self._versions:
             version.algorithm.restart()
 
+    def held(self, projections: int) -> Held:
+        """Return what is held at once beside volume and sinogram, by the version in use and to go back from it."""
+        return self._versions[-1].algorithm.held(projections) + TRANSACTION
+
     def about(self) -> dict[str, str | int | float]:
         """Return the file, the version in use, the settings, and how often a version was refused."""
         refused = {"algorithm_refused": self.failures}
@@ -167,8 +174,7 @@ class UserAlgorithm:
     def _wipe_surroundings(self, volume: Any, projector: Projector) -> Any:
         """Set to 0 what a back end keeps around the pixels: operators on whole arrays write there too."""
         if self._inside is None:
-            ones = np.ones((projector.slices, projector.columns, projector.columns), np.float32)
-            self._inside = projector.import_volume(ones)
+            self._inside = ones(projector)
         volume *= self._inside
         return volume
 
@@ -208,6 +214,7 @@ def _rehearse(algorithm: ModuleAlgorithm) -> None:
     volume = projector.new_volume()
     result, _ = algorithm.fold(window, volume, projector)
     _check(result, volume)
+    algorithm.held(len(angles))
     algorithm.restart()
 
 

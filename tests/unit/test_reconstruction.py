@@ -115,6 +115,7 @@ def test_a_scan_without_opposite_projections_keeps_the_axis(scan: list[Frame]) -
 
 
 def test_the_history_of_a_search_is_bounded(scan: list[Frame]) -> None:
-    search = Search(history=20 * scan[0].pixels.nbytes)
+    laid_out = make_projector("numba", ROWS, COLUMNS).measure(scan[0].pixels)
+    search = Search(history=20 * (scan[0].pixels.nbytes + laid_out.nbytes))
     list(make(center=None, search=search.search).run(scan))
     assert len(search.search.history) == 20

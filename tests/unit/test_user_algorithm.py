@@ -137,6 +137,14 @@ def test_a_bad_first_version_ends_the_program_before_the_scan(bench: Bench, text
     assert log[0]["exc_info"]
 
 
+def test_what_a_file_says_that_it_holds_is_checked_and_added_to_what_is_kept_here(bench: Bench) -> None:
+    say = adding(1) + "def held(parameters, projections):\n    return {}\n"
+    with capture_logs(), pytest.raises(UserError, match=r"held returned int, not algorithms.Held"):
+        bench.load(say.format(3))
+    more = "__import__('aps_mini_apps.sirt.algorithms', fromlist=['x']).Held(volumes=projections)"
+    assert bench.load(say.format(more)).algorithm.held(5).volumes == 5 + 2
+
+
 def test_a_version_that_works_until_it_does_not_hands_over_when_it_is_mended(bench: Bench) -> None:
     bench.load(adding(1).replace("    volume +=", "    assert window.number != 1, 'not today'\n    volume +=", 1))
     assert np.all(bench.fold() == 1)

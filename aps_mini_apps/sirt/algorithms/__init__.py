@@ -5,7 +5,8 @@ methods, so that one text runs on every back end. A new one is a module with the
 and docs/algorithms.md for a user's own file.
 """
 
-from aps_mini_apps.sirt.algorithms._contract import Algorithm, ModuleAlgorithm, Progress, Window
+from aps_mini_apps.sirt.algorithms._contract import Algorithm, ModuleAlgorithm, Progress, Window, ones
 from aps_mini_apps.sirt.algorithms.catalogue import load_algorithm, names
+from aps_mini_apps.sirt.projectors.memory import Held
 
-__all__ = ["Algorithm", "ModuleAlgorithm", "Progress", "Window", "load_algorithm", "names"]
+__all__ = ["Algorithm", "Held", "ModuleAlgorithm", "Progress", "Window", "load_algorithm", "names", "ones"]

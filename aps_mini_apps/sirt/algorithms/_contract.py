@@ -2,7 +2,9 @@
 
 An algorithm is a module with a function `update(window, volume, projector, parameters)`, which returns the improved
 volume, and, if it has settings, a dataclass `Parameters` with their defaults. Built-in ones, plug-ins and a user's file
-all have this shape. `update` is called `iterations` times per window.
+all have this shape. `update` is called `iterations` times per window. A module may also have a function
+`held(parameters, projections)`, which tells what it holds beside volume and sinogram, for windows of so many
+projections: by it a slab that would not fit in memory is refused.
 """
 
 import difflib
@@ -17,12 +19,27 @@ import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from aps_mini_apps.sirt.projectors import Projector
+from aps_mini_apps.sirt.projectors.memory import Held
 
 GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 """Steps of this share of a circle never come near the places that were visited just before."""
 
 FEWEST = 8
 """Projections of a subset: a step that fits fewer of them fits their noise, too."""
+
+UNTOLD = Held(volumes=1, sinograms=2)
+"""What a module is taken to hold that does not say: what plain SIRT does, and something of its own."""
+
+
+def count_subsets(wanted: int, projections: int) -> int:
+    """Return how many subsets so many projections make: `wanted`, or fewer, so that each holds `FEWEST`."""
+    return max(1, min(wanted, projections // FEWEST))
+
+
+def ones(projector: Projector) -> Any:
+    """Return a volume of ones; 0 around the image."""
+    shape = (projector.slices, projector.columns, projector.columns)
+    return projector.import_volume(np.broadcast_to(np.float32(1.0), shape))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -71,7 +88,7 @@ class Window:
 
         They come in an order in which neighbours see the sample from angles far apart, and are made once per window.
         """
-        count = max(1, min(count, len(self.angles) // FEWEST))
+        count = count_subsets(count, len(self.angles))
         if count == 1:
             return [self]
         order = sorted(range(count), key=lambda k: k * GOLDEN % 1.0)
@@ -117,6 +134,9 @@ class Algorithm(Protocol):
     def restart(self) -> None:
         """Forget what was remembered of earlier windows."""
 
+    def held(self, projections: int) -> Held:
+        """Return what is held at once beside volume and sinogram, for windows of so many projections."""
+
     def about(self) -> dict[str, str | int | float]:
         """Return what an output file says of it: its name and its settings."""
 
@@ -148,6 +168,7 @@ class ModuleAlgorithm:
         if not callable(update):
             raise ValueError(f"{name} has no function update(window, volume, projector, parameters)")
         self._update: Update = update
+        self._held = getattr(module, "held", None)
         self.parameters = _make_parameters(name, getattr(module, "Parameters", None), given or {})
         self._memory: dict[str, Any] = {}
         self._tells_change = True
@@ -166,8 +187,12 @@ class ModuleAlgorithm:
             self._tells_change = recorder.added
         if recorder.added:
             squares = recorder.squares
-        else:  # the first update of all begins from nothing
-            squares = float(((volume if before is None else volume - before) ** 2).sum())
+        elif before is None:  # the first update of all begins from nothing
+            squares = float((volume * volume).sum())
+        else:
+            before -= volume  # in place: this is when most is held
+            before *= before
+            squares = float(before.sum())
         return volume, Progress(math.sqrt(squares), recorder.misfit_of(window, volume))
 
     def _updater(self, projector: Projector) -> Update:
@@ -178,6 +203,15 @@ class ModuleAlgorithm:
     def restart(self) -> None:
         """Forget what was remembered of earlier windows."""
         self._memory.clear()
+
+    def held(self, projections: int) -> Held:
+        """Return what is held at once beside volume and sinogram."""
+        if self._held is None:
+            return UNTOLD
+        held = self._held(self.parameters, projections)
+        if not isinstance(held, Held):
+            raise ValueError(f"{self.name}: held returned {type(held).__name__}, not algorithms.Held")
+        return held
 
     def about(self) -> dict[str, str | int | float]:
         """Return the name and the settings."""

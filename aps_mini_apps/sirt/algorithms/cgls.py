@@ -11,6 +11,7 @@ from typing import Any
 
 from aps_mini_apps.sirt.algorithms._contract import Window
 from aps_mini_apps.sirt.projectors import Projector
+from aps_mini_apps.sirt.projectors.memory import Held
 
 
 def update(window: Window, volume: Any, projector: Projector, _parameters: None) -> Any:
@@ -36,3 +37,12 @@ def update(window: Window, volume: Any, projector: Projector, _parameters: None)
 
 def _dot(values: Any) -> float:
     return float((values * values).sum())
+
+
+def held(_parameters: None, _projections: int) -> Held:
+    """Return what is held beside volume and sinogram.
+
+    Direction, gradient, its square, and the volume before the update; what is left to explain, the direction's
+    projection, and two of the projector's own.
+    """
+    return Held(volumes=4, sinograms=4)

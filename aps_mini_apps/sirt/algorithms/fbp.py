@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from aps_mini_apps.sirt.algorithms._contract import Window
 from aps_mini_apps.sirt.projectors import Projector
+from aps_mini_apps.sirt.projectors.memory import Held
 
 Filter = Literal["ramp", "shepp-logan", "cosine", "hamming", "hann"]
 
@@ -37,6 +38,14 @@ def update(window: Window, volume: Any, projector: Projector, parameters: Parame
     filtered = projector.stack([projector.measure(_filter(lines, response)) for lines in plain])
     filtered *= np.float32(math.pi / len(window.angles))
     return projector.back(filtered, window.geometry)
+
+
+def held(_parameters: Parameters, _projections: int) -> Held:
+    """Return what is held beside volume and sinogram.
+
+    The new volume, and the one before; the sinogram plain, and filtered, before and after it is stacked.
+    """
+    return Held(volumes=2, sinograms=4)
 
 
 def _warn_of_a_part_turn(window: Window) -> None:

@@ -8,10 +8,9 @@ Imaging 1, 113 (1982).
 
 from typing import Any
 
-import numpy as np
-
-from aps_mini_apps.sirt.algorithms._contract import Window
+from aps_mini_apps.sirt.algorithms._contract import Window, ones
 from aps_mini_apps.sirt.projectors import Projector
+from aps_mini_apps.sirt.projectors.memory import Held
 
 NEGLIGIBLE = 1e-6
 """Keeps quotients finite; pixels that no ray crosses keep their value by it."""
@@ -27,8 +26,7 @@ def start(window: Window, volume: Any, projector: Projector) -> Any:
     if window.memory.setdefault("started", False):
         return volume
     window.memory["started"] = True
-    ones = np.ones((projector.slices, projector.columns, projector.columns), np.float32)
-    return projector.import_volume(ones)
+    return ones(projector)
 
 
 def improve(window: Window, volume: Any, projector: Projector) -> Any:
@@ -40,3 +38,12 @@ def improve(window: Window, volume: Any, projector: Projector) -> Any:
     ratio = scratch["measured"] / projector.forward(volume, geometry).clip(NEGLIGIBLE, None)
     volume *= (projector.back(ratio, geometry) + NEGLIGIBLE) / scratch["sensitivity"]
     return volume
+
+
+def held(_parameters: None, _projections: int) -> Held:
+    """Return what is held beside volume and sinogram.
+
+    Sensitivity, correction, the volume before the update, and at first the empty one; what was measured, what the
+    volume explains with the projector's own two, and the ratio.
+    """
+    return Held(volumes=4, sinograms=5)

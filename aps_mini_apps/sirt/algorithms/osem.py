@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from aps_mini_apps.sirt.algorithms import mlem
-from aps_mini_apps.sirt.algorithms._contract import Window
+from aps_mini_apps.sirt.algorithms._contract import Window, count_subsets
 from aps_mini_apps.sirt.projectors import Projector
+from aps_mini_apps.sirt.projectors.memory import Held
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,8 @@ def update(window: Window, volume: Any, projector: Projector, parameters: Parame
     for part in window.subsets(projector, parameters.subsets):
         volume = mlem.improve(part, volume, projector)
     return volume
+
+
+def held(parameters: Parameters, projections: int) -> Held:
+    """Return what is held beside volume and sinogram: as for MLEM, with all subsets and a sensitivity for each."""
+    return Held(volumes=count_subsets(parameters.subsets, projections) + 3, sinograms=5)

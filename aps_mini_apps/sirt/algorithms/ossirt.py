@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from aps_mini_apps.sirt.algorithms._contract import Window
+from aps_mini_apps.sirt.algorithms._contract import Window, count_subsets
 from aps_mini_apps.sirt.projectors import Projector
+from aps_mini_apps.sirt.projectors.memory import Held
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,21 @@ def update(window: Window, volume: Any, projector: Projector, parameters: Parame
 def _build_momentum(memory: dict[str, Any], volume: Any) -> None:
     """Note how far beyond `volume` the next update is to begin."""
     before, time = memory.get("reached"), memory.get("time", 1.0)
-    memory["reached"] = volume.copy()
-    moved = volume * 0.0 if before is None else volume - before
+    if before is None:
+        moved, memory["reached"] = volume * 0.0, volume.copy()
+    else:
+        moved, before[...] = volume - before, volume
     against = before is not None and float(((moved - memory["ahead"]) * moved).sum()) < 0.0
     memory["time"] = 1.0 if against else (1.0 + math.sqrt(1.0 + 4.0 * time**2)) / 2.0
-    memory["ahead"] = moved * (0.0 if against else (time - 1.0) / memory["time"])
+    moved *= 0.0 if against else (time - 1.0) / memory["time"]
+    memory["ahead"] = moved
+
+
+def held(parameters: Parameters, projections: int) -> Held:
+    """Return what is held beside volume and sinogram.
+
+    All subsets and their residuals; with momentum where the last update ended, how far it went, how far beyond this one
+    is to begin, and the difference of both.
+    """
+    subsets = count_subsets(parameters.subsets, projections)
+    return Held(volumes=4 if parameters.momentum else 0, sinograms=2, geometries=subsets)

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from aps_mini_apps.sirt.algorithms._contract import Window
 from aps_mini_apps.sirt.projectors import Projector
+from aps_mini_apps.sirt.projectors.memory import Held
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,8 @@ def update(window: Window, volume: Any, projector: Projector, parameters: Parame
     residual = projector.residual(volume, window.sinogram, window.geometry)
     projector.add_back(volume, residual, window.geometry, parameters.relaxation)
     return volume.clip(0.0, None, out=volume) if parameters.nonnegative else volume
+
+
+def held(_parameters: Parameters, _projections: int) -> Held:
+    """Return what is held beside volume and sinogram: the residual."""
+    return Held(sinograms=1)

@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
-from aps_mini_apps.sirt.algorithms._contract import Window
+from aps_mini_apps.sirt.algorithms._contract import Window, count_subsets, ones
 from aps_mini_apps.sirt.projectors import Projector
+from aps_mini_apps.sirt.projectors.memory import Held
 
 SOFTNESS = 1e-3
 """Differences below this share of the largest value are noise, not edges."""
@@ -49,11 +49,25 @@ def update(window: Window, volume: Any, projector: Projector, parameters: Parame
     if parameters.nonnegative:
         volume.clip(0.0, None, out=volume)
     for _ in range(parameters.steps):
-        slope = gradient(volume, SOFTNESS * float(abs(volume).max()) + TINY, *window.memory["pairs"])
-        steepness = math.sqrt(float((slope * slope).sum()))
-        if steepness > 0.0:
-            volume -= slope * (parameters.weight * math.sqrt(squares) / steepness)
+        _descend(volume, parameters.weight * math.sqrt(squares), *window.memory["pairs"])
     return volume
+
+
+def held(parameters: Parameters, projections: int) -> Held:
+    """Return what is held beside volume and sinogram.
+
+    All subsets and their residuals; which pixels are neighbours, twice, and four volumes of `gradient`.
+    """
+    return Held(volumes=6, sinograms=2, geometries=count_subsets(parameters.subsets, projections))
+
+
+def _descend(volume: Any, length: float, down_pairs: Any, right_pairs: Any) -> None:
+    """Take one step of that length down the total variation."""
+    slope = gradient(volume, SOFTNESS * float(abs(volume).max()) + TINY, down_pairs, right_pairs)
+    steepness = math.sqrt(float((slope * slope).sum()))
+    if steepness > 0.0:
+        slope *= length / steepness
+        volume -= slope
 
 
 def gradient(volume: Any, softness: float, down_pairs: Any, right_pairs: Any) -> Any:
@@ -63,7 +77,8 @@ def gradient(volume: Any, softness: float, down_pairs: Any, right_pairs: Any) ->
     squares = volume * 0.0 + softness**2
     squares[:, :-1] += down * down
     squares[:, :, :-1] += right * right
-    length = squares**0.5
+    length = squares
+    length **= 0.5
     down /= length[:, :-1]
     right /= length[:, :, :-1]
     slope = volume * 0.0
@@ -76,5 +91,5 @@ def gradient(volume: Any, softness: float, down_pairs: Any, right_pairs: Any) ->
 
 def _pairs(projector: Projector) -> tuple[Any, Any]:
     """Return 1 where a pixel and its neighbour below, or to the right, are both in the image, 0 around it."""
-    inside = projector.import_volume(np.ones((projector.slices, projector.columns, projector.columns), np.float32))
+    inside = ones(projector)
     return inside[:, 1:] * inside[:, :-1], inside[:, :, 1:] * inside[:, :, :-1]

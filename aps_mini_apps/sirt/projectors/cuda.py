@@ -39,6 +39,12 @@ def _find_gpu() -> None:
 _find_gpu()
 
 
+def memory_available() -> int:
+    """Return the bytes of the card's memory that are free."""
+    free, _total = cupy.cuda.runtime.memGetInfo()
+    return int(free)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CudaGeometry:
     """Footprints of the angles (bytes), the rays' first and last steps, and 1 / row norms; whether to weigh pixels."""
