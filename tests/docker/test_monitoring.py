@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 from tests.docker.conftest import command
@@ -15,6 +16,16 @@ FOLDER = ROOT / "configs" / "prometheus"
 def test_prometheus_accepts_its_files() -> None:
     command("promtool", "check", "config", "--syntax-only", FOLDER / "prometheus.yml")
     command("promtool", "check", "rules", FOLDER / "alerts.yml")
+
+
+def test_all_ways_out_are_watched() -> None:
+    """Every service of delivery that tells its health, at the port at which it does."""
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    found = [job["dns_sd_configs"][0] for job in config["scrape_configs"] if "dns_sd_configs" in job]
+    services = yaml.safe_load((ROOT / "docker-compose-delivery.yaml").read_text())["services"]
+    tests = {name: str(service.get("healthcheck", {}).get("test")) for name, service in services.items()}
+    told = {name: re.findall(r":(\d+)/healthz", test) for name, test in tests.items() if "/healthz" in test}
+    assert {name: [str(place["port"])] for place in found for name in place["names"]} == told
 
 
 def test_what_is_asked_for_exists() -> None:
