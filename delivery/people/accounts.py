@@ -6,7 +6,6 @@ whose password was wrong too often must wait, so that none is guessed.
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -66,6 +65,30 @@ class TooManyGuesses(Exception):  # noqa: N818 - says what it is
     """A name's password was wrong too often."""
 
 
+class _Guesses:
+    """When passwords of late were wrong, by name; for any number of threads."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._wrong: dict[str, list[float]] = {}
+
+    def check(self, name: str) -> None:
+        with self._lock:
+            recent = [when for when in self._wrong.get(name, ()) if when > self._clock() - PAUSE]
+        if len(recent) >= GUESSES:
+            raise TooManyGuesses
+
+    def note(self, name: str, *, right: bool) -> None:
+        """Note how a guess went; names that were guessed long ago are forgotten: strangers make up any number."""
+        with self._lock:
+            if right:
+                self._wrong.pop(name, None)
+                return
+            old = self._clock() - PAUSE
+            self._wrong = {each: times for each, times in self._wrong.items() if times[-1] > old}
+            self._wrong[name] = [*self._wrong.get(name, ())[-GUESSES:], self._clock()]
+
+
 class Accounts:
     """All accounts; for any number of threads.
 
@@ -80,7 +103,7 @@ class Accounts:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
         self._engine, self.clock = engine, clock
         self._hasher, self._hashing = PasswordHash.recommended(), threading.BoundedSemaphore(HASHES)
-        self._wrong: defaultdict[str, list[float]] = defaultdict(list)
+        self._guesses = _Guesses(self.clock)
         self._nobody = ""
 
     def register(self, name: str, password: str, *, licence: float, quota: int) -> None:
@@ -110,20 +133,15 @@ class Accounts:
         TooManyGuesses
             If it was wrong too often lately.
         """
-        now = self.clock()
-        recent = self._wrong[name] = [when for when in self._wrong[name] if when > now - PAUSE]
-        if len(recent) >= GUESSES:
-            raise TooManyGuesses
+        self._guesses.check(name)
         with self._engine.connect() as connection:
             stored = connection.scalar(select(accounts.c.password).where(accounts.c.name == name))
         if stored is None and not self._nobody:
             self._nobody = self._hash("nobody's password")
         with self._hashing:
+            self._guesses.check(name)  # again: others may have guessed while this one waited
             right = self._hasher.verify(password, stored or self._nobody) and stored is not None
-        if right:
-            del self._wrong[name]
-        else:
-            recent.append(now)
+            self._guesses.note(name, right=right)
         return right
 
     def get(self, name: str) -> Person | None:

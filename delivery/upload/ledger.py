@@ -33,6 +33,9 @@ LONGEST_NAME = 255
 LONGEST_SUFFIX = 32
 """Bytes of what is kept at the end of a name that gets a number; what is longer is no suffix."""
 
+LOGIN_REFUSED, MOST_REFUSED = "login refused", 100_000
+"""What the audit trail calls a login with a wrong password, and how many of them it keeps."""
+
 NAMESAKES = 1000
 """Files that may have the same name, but for their numbers."""
 
@@ -316,6 +319,13 @@ class Ledger:
         """Write a line of the audit trail."""
         with writing(self._engine) as connection:
             self._note(connection, who, action, upload, detail)
+
+    def forget_refused_logins(self, most: int = MOST_REFUSED) -> None:
+        """Take the lines of all but the latest ones out of the audit trail: strangers can make any number of them."""
+        mine = audit.c.action == LOGIN_REFUSED
+        last = select(audit.c.id).where(mine).order_by(audit.c.id.desc()).offset(most).limit(1).scalar_subquery()
+        with writing(self._engine) as connection:
+            connection.execute(delete(audit).where(mine, audit.c.id <= last))
 
     def trail(self, after: int, limit: int) -> list[dict[str, Any]]:
         """Return lines of the audit trail, oldest first, after the one with that number."""

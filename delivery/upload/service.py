@@ -134,6 +134,7 @@ async def _expire(intake: Intake) -> None:
     while True:
         try:
             await run_in_threadpool(intake.expire)
+            await run_in_threadpool(intake.ledger.forget_refused_logins)
         except Exception as error:  # the disk or the database may be back at the next look
             get_logger().error("can't let uploads expire", reason=str(error))
         await asyncio.sleep(LOOK)

@@ -10,7 +10,7 @@ from delivery.people.accounts import Accounts, TooManyGuesses
 from delivery.people.api import Name
 from delivery.people.logins import Logins
 from delivery.upload.intake import Refused
-from delivery.upload.ledger import Ledger
+from delivery.upload.ledger import LOGIN_REFUSED, Ledger
 from delivery.web.bodies import limit_body
 
 LONGEST = 4096
@@ -31,7 +31,7 @@ def add_token_route(app: FastAPI, accounts: Accounts, logins: Logins, ledger: Le
         except TooManyGuesses as error:
             detail = "the password of this name was wrong too often: wait a minute"
             raise HTTPException(429, detail, headers={"Retry-After": "60"}) from error
-        ledger.note(name, "login" if right else "login refused")
+        ledger.note(name, "login" if right else LOGIN_REFUSED)
         if not right:
             raise HTTPException(401, "name or password is wrong", headers={"WWW-Authenticate": "Bearer"})
         tokens = logins.begin(name)

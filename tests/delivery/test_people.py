@@ -5,7 +5,9 @@ import pytest
 from sqlalchemy import create_engine
 
 from delivery.database import open_database
+from delivery.people.accounts import GUESSES, PAUSE, Accounts, TooManyGuesses
 from delivery.people.logins import ACCESS, Logins
+from delivery.upload.ledger import LOGIN_REFUSED, Ledger
 from tests.delivery.sync_programs import until
 from tests.delivery.ticket_service import PASSWORD, accepted, sql, ticket_service
 
@@ -119,10 +121,38 @@ def clock():
 
 
 @pytest.fixture
-def logins(tmp_path, clock):
+def engine(tmp_path):
     engine = open_database(f"sqlite:///{tmp_path}/people.db")
-    yield Logins(engine, 1000.0, clock)
+    yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def logins(engine, clock):
+    return Logins(engine, 1000.0, clock)
+
+
+def test_wrong_names_are_forgotten(engine, clock):
+    accounts = Accounts(engine, clock)
+    for number in range(5):
+        assert not accounts.is_password(f"nobody{number}", PASSWORD)
+    clock.now += PAUSE
+    for _ in range(GUESSES):
+        assert not accounts.is_password("eve", PASSWORD)
+    with pytest.raises(TooManyGuesses):
+        accounts.is_password("eve", PASSWORD)
+    assert set(accounts._guesses._wrong) == {"eve"}
+
+
+def test_the_audit_trail_keeps_the_latest_refused_logins(engine):
+    ledger = Ledger(engine, 1000.0)
+    for number in range(4):
+        ledger.note(f"eve{number}", LOGIN_REFUSED)
+        ledger.note("ada", "login")
+    for _ in range(2):
+        ledger.forget_refused_logins(most=2)
+        assert [line["who"] for line in ledger.trail(0, 100) if line["action"] == LOGIN_REFUSED] == ["eve2", "eve3"]
+        assert len(ledger.trail(0, 100)) == 6
 
 
 def test_refresh_tokens_rotate_and_one_used_twice_ends_the_login(logins):

@@ -74,13 +74,13 @@ def services(tmp_path_factory) -> Iterator[dict[str, Service]]:
     ],
 )
 def test_a_large_body_of_a_stranger_takes_no_memory(services, service, method, path, status, announced):
-    url, process, _ = services[service]
-    before = memory(process.process.pid)
+    there, process = services[service], services[service].process.process
+    before = memory(process.pid)
     body = bytes(MANY) if announced else iter([bytes(MANY // 1000)] * 1000)
-    answer = httpx.request(method, f"{url}{path}", content=body, headers=JSON, timeout=30)
+    answer = httpx.request(method, f"{there.url}{path}", content=body, headers=JSON, timeout=30)
     assert answer.status_code == status
     assert "detail" in answer.json()
-    assert memory(process.process.pid) - before < MORE
+    assert memory(process.pid) - before < MORE
 
 
 @pytest.mark.parametrize(
