@@ -1,8 +1,8 @@
 """How fast a file is uploaded and verified: against an unverified PUT to the same server, and against tuspyserver.
 
 One server process on loopback takes one gigabyte: by our own client, in chunks on several lines, each with its digest,
-up to the answer that says the whole is right and stored; and by a route of the same server that writes what comes by
-one PUT to a file and compares nothing. tuspyserver runs in a process of its own, on the same web server, and compares
+up to the answer that says the whole is right and stored; and by routes of the same server that write what comes by
+one PUT to a file and compare nothing, one of them as routes do usually, one from threads, as chunks are read. tuspyserver runs in a process of its own, on the same web server, and compares
 nothing either; it gets the same bytes from tuspy in chunks of the same size, after each of which it could go on as ours
 could, and in one PATCH, which is the fastest that it can be given. The client reads the file, hashes and sends from
 this process, so that all of it costs processors of the same machine.
@@ -14,6 +14,7 @@ server took, and how long it takes to finalise 10 GB.
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import resource
@@ -41,6 +42,8 @@ from delivery.upload.service import make_app
 from delivery.upload.settings import IntakeSettings
 from delivery.upload.tables import chunks
 from delivery.web.app import server_config
+from delivery.web.bodies import limit_body
+from delivery.web.socket_body import rest_of
 from ministream.base import log
 
 SIZE, ROUNDS = 1_000_000_000, 7
@@ -71,9 +74,16 @@ def serve_ours(folder: Path, told: Connection) -> None:
 
     @app.put("/plain")
     async def plain(request: Request) -> int:
+        limit_body(request, math.inf)
         with (folder / "plain").open("wb", buffering=0) as file:
             async for block in request.stream():
                 file.write(block)
+            return file.tell()
+
+    @app.put("/threads")
+    async def threads(request: Request) -> int:
+        with (folder / "plain").open("wb", buffering=0) as file, rest_of(request) as rest:
+            await rest.pour(file.write, stall=60)
             return file.tell()
 
     app.get("/memory")(lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -105,9 +115,9 @@ class Bench:
             stored = Sender(client, LINE).send(source, "scan.h5")
         assert stored["state"] == "stored"
 
-    def plain(self) -> None:
+    def plain(self, route: str = "plain") -> None:
         """Send it by PUT."""
-        head = f"PUT /plain HTTP/1.1\r\nHost: bench\r\nContent-Length: {self._size}\r\nConnection: close\r\n\r\n"
+        head = f"PUT /{route} HTTP/1.1\r\nHost: bench\r\nContent-Length: {self._size}\r\nConnection: close\r\n\r\n"
         assert self._send(self._port, head).endswith(str(self._size).encode())
 
     def written(self) -> None:
@@ -188,6 +198,7 @@ def measure(bench: Bench, size: int, rounds: int) -> list[Result]:
     contestants = {
         "ours": Contestant(bench.verified, size / 1e6, bench.tidy),
         "unverified PUT": Contestant(bench.plain, size / 1e6, bench.tidy),
+        "unverified PUT, read by threads": Contestant(lambda: bench.plain("threads"), size / 1e6, bench.tidy),
         "tuspyserver, by tuspy in chunks": Contestant(bench.by_peer_in_chunks, size / 1e6, bench.tidy),
         "tuspyserver, one PATCH": Contestant(bench.by_peer, size / 1e6, bench.tidy),
         "file written without a server": Contestant(bench.written, size / 1e6, bench.tidy),

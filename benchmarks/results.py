@@ -30,7 +30,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One way of doing the work: `run` does `work` units of it (a slow peer may do fewer), `after` tidies up untimed."""
+    """One way of doing the work: `run` does `work` units of it (a slow peer: fewer), `after` tidies up untimed."""
 
     run: Callable[[], object]
     work: float
