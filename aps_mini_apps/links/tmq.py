@@ -12,6 +12,7 @@ nothing that follows could be trusted.
 """
 
 import re
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -254,6 +255,8 @@ class TmqWorker(Owner):
         tcp://HOST:PORT with the port of rank 0.
     rank, workers
         Which worker this is, from 0, and how many there are.
+    on_rows
+        Called with the worker's rows and the number of columns, as soon as they are told: before the first projection.
     stop, timeout
         What ends a wait: the flag, or so many seconds without an answer (None: never).
 
@@ -276,6 +279,7 @@ class TmqWorker(Owner):
         rank: int,
         workers: int,
         *,
+        on_rows: Callable[[RowRange, int], None] | None = None,
         stop: StopFlag | None = None,
         timeout: float | None = None,
     ) -> None:
@@ -286,6 +290,7 @@ class TmqWorker(Owner):
         self._line = Line(zmq.REQ, Patience(stop, timeout)).connect(self._endpoint)
         self._identity = tmq.InfoRequest(rank=rank, size=workers)
         self._number = 0
+        self._on_rows = on_rows
         self._rows: RowRange | None = None
         self._columns: int | None = None
         self._received = 0
@@ -323,6 +328,8 @@ class TmqWorker(Owner):
         first, count = reply.first_sinogram, reply.sinograms
         self._rows = RowRange(start=first, stop=first + count, total=reply.total_sinograms)
         self._columns = reply.columns
+        if self._on_rows is not None:
+            self._on_rows(self._rows, self._columns)
 
     def _ask_projection(self) -> Frame | None:
         reply = self._ask(tmq.DataRequest())

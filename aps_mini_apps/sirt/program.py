@@ -87,7 +87,7 @@ def _open_receiver(settings: SirtSettings, stop: StopFlag, listener: "_Listener"
         hear = listener.hear if settings.notes else None
         return PullReceiver(settings.source, peer="the producer", on_note=hear, stop=stop, timeout=timeout)
     base = f"tcp://{settings.dest_host}:{settings.dest_port}"
-    return TmqWorker(base, settings.rank, settings.workers, stop=stop, timeout=timeout)
+    return TmqWorker(base, settings.rank, settings.workers, on_rows=listener.take_rows, stop=stop, timeout=timeout)
 
 
 def _make_projector(
@@ -110,7 +110,7 @@ def _make_projector(
 
 
 class _Listener:
-    """Hears the notes of the producer's programs."""
+    """Hears what the producer's programs say of the scan before its first projection."""
 
     def __init__(self, settings: SirtSettings, algorithm: Algorithm) -> None:
         self._settings, self._algorithm = settings, algorithm
@@ -121,15 +121,17 @@ class _Listener:
         repeat(note.as_event() | {"via": "sirt"})
         rows, columns = note.fields.get("rows"), note.fields.get("columns")
         if (note.service, note.event) == ("daq", "scan started") and isinstance(rows, int) and isinstance(columns, int):
-            self.compiler.begin(lambda: self._compile(rows, columns))
+            with suppress(ValueError, IndexError):  # no such worker: said by who deals the rows out
+                self.take_rows(partition_rows(rows, self._settings.workers)[self._settings.rank], columns)
 
-    def _compile(self, rows: int, columns: int) -> None:
-        """Compile while flats and darks arrive: the first window then waits for no compiler."""
-        settings = self._settings
+    def take_rows(self, rows: RowRange, columns: int) -> None:
+        """Begin to compile for a slab while flats and darks arrive: the first window then waits for no compiler."""
+        self.compiler.begin(lambda: self._compile(rows.count, columns))
+
+    def _compile(self, slices: int, columns: int) -> None:
         with suppress(ValueError):  # what cannot be is said when the first projection is there
-            slab = partition_rows(rows, settings.workers)[settings.rank]
-            backend = choose_backend(settings.backend)
-            _make_projector(settings, self._algorithm, backend, slab.count, columns).warm_up()
+            backend = choose_backend(self._settings.backend)
+            _make_projector(self._settings, self._algorithm, backend, slices, columns).warm_up()
 
 
 def _source(settings: SirtSettings) -> str:
