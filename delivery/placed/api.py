@@ -19,7 +19,7 @@ from delivery.files.spans import read_span
 from delivery.placed.disk import BLOCK, NoRoom, is_whole
 from delivery.placed.intake import FIELD, Intake, Refused
 from delivery.placed.keeping import Keeper
-from delivery.placed.messages import LONGEST, File
+from delivery.placed.messages import LONGEST, File, Poison
 from delivery.placed.mover import Mover
 from delivery.placed.peer import Copy
 from delivery.placed.register import Entry, State
@@ -202,19 +202,21 @@ class Api:
         """List messages that could not be meant, 500 at most, from a number on."""
         return self._keeper.register.aside(after)
 
-    async def replay(self, number: Number) -> None:
-        """Act on a message again that was set aside; it is set aside anew if it still can't be meant."""
-        await self._mover.hear(self._taken_back(number))
+    def replay(self, number: Number) -> None:
+        """Act on a message again that was set aside, and then forget it; it stays if it still can't be meant."""
+        body = self._keeper.register.find_aside(number)
+        if body is None:
+            raise _no_message(number)
+        try:
+            self._mover.act(body)
+        except Poison as error:
+            raise HTTPException(409, str(error)) from error
+        self._keeper.register.forget_aside(number)
 
     def discard(self, number: Number) -> None:
         """Forget a message that was set aside."""
-        self._taken_back(number)
-
-    def _taken_back(self, number: int) -> bytes:
-        body = self._keeper.register.take_back(number)
-        if body is None:
-            raise HTTPException(404, f"no message of the number {number} is set aside")
-        return body
+        if not self._keeper.register.forget_aside(number):
+            raise _no_message(number)
 
     def _entry(self, id_: str) -> Entry:
         entry = self._keeper.register.find(id_)
@@ -270,6 +272,10 @@ class Api:
 
     def _line(self, copy: Copy) -> str:
         return copy.model_dump_json() + "\n"
+
+
+def _no_message(number: int) -> HTTPException:
+    return HTTPException(404, f"no message of the number {number} is set aside")
 
 
 def _gathered(lines: Iterator[str]) -> Iterator[str]:

@@ -83,8 +83,6 @@ class Mover:
         except Poison as error:
             get_logger().error("a message was set aside", reason=str(error))
             await asyncio.to_thread(self._register.set_aside, body, str(error))
-        except UserError as error:  # the sender repeats what we have not answered
-            get_logger().warning("a message was not heeded", reason=str(error))
 
     def act(self, body: bytes) -> None:
         """Act on a message.
@@ -93,8 +91,6 @@ class Mover:
         ------
         Poison
             If no site can have meant it.
-        UserError
-            If it can't be acted on now.
         """
         message = decode(body)
         if isinstance(message, Probe):  # of a subscription that has been given up

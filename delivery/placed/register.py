@@ -295,7 +295,7 @@ class Register:
     # Messages that were set aside
 
     def set_aside(self, body: bytes, reason: str) -> None:
-        """Keep a message that can't be acted on; one that comes again is kept once."""
+        """Keep a message that can't be acted on; one that comes again is kept once, by its new number."""
         with self._writing() as connection:
             _set_aside(connection, body[:KEPT], reason, self._clock())
 
@@ -314,13 +314,16 @@ class Register:
         with self._engine.connect() as connection:
             return connection.scalar(select(func.count()).select_from(_poison)) or 0
 
-    def take_back(self, number: int) -> bytes | None:
-        """Return a message that was set aside, and forget it; None if there is none of that number."""
-        with self._writing() as connection:
-            mine = _poison.c.number == number
-            body = connection.scalar(select(_poison.c.body).where(mine))
-            connection.execute(delete(_poison).where(mine))
+    def find_aside(self, number: int) -> bytes | None:
+        """Return a message that was set aside; None if there is none of that number."""
+        with self._engine.connect() as connection:
+            body = connection.scalar(select(_poison.c.body).where(_poison.c.number == number))
         return None if body is None else bytes(body)
+
+    def forget_aside(self, number: int) -> bool:
+        """Forget a message that was set aside; False if there is none of that number."""
+        with self._writing() as connection:
+            return connection.execute(delete(_poison).where(_poison.c.number == number)).rowcount > 0
 
     # Parts of transactions
 
@@ -356,8 +359,8 @@ def _read(row: Row[Any]) -> Entry:
 
 
 def _set_aside(connection: Connection, body: bytes, reason: str, now: float) -> None:
-    if connection.scalar(select(_poison.c.number).where(_poison.c.body == body)) is None:
-        connection.execute(insert(_poison).values(at=now, reason=reason[:500], body=body))
+    connection.execute(delete(_poison).where(_poison.c.body == body))
+    connection.execute(insert(_poison).values(at=now, reason=reason[:500], body=body))
 
 
 def _pause(tries: int) -> float:

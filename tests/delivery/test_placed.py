@@ -88,9 +88,12 @@ def test_poison_is_set_aside_seen_and_replayed(shared):
     assert "delivery_placed_set_aside 3.0" in shared.ask("zero", "/metrics").text
     number = aside()[0]["number"]
     assert shared.ask("zero", f"/set-aside/{number}", "DELETE", who="operator").status_code == 204
-    assert shared.ask("zero", f"/set-aside/{number + 1}/replay", "POST", who="operator").status_code == 200
-    assert [message["number"] for message in aside()] == [number + 2, number + 3]
     assert shared.ask("zero", f"/set-aside/{number}/replay", "POST", who="operator").status_code == 404
+    again = shared.ask("zero", f"/set-aside/{number + 1}/replay", "POST", who="operator")
+    assert (again.status_code, again.json()["detail"]) == (409, reasons[1])
+    assert [message["number"] for message in aside()] == [number + 1, number + 2]
+    assert shared.ask("zero", f"/set-aside/{number + 2}/replay", "POST", who="operator").status_code == 200
+    until(lambda: [message["number"] for message in aside()] == [number + 1, number + 3], "it is set aside anew")
     assert "held" in shared.listed("zero")
 
 

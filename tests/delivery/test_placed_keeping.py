@@ -166,6 +166,15 @@ def test_whoever_asks_hears_that_a_file_is_still_read(monkeypatch):
     assert Copy.model_validate_json(last).bytes == "good"
 
 
+def test_what_is_set_aside_again_while_it_is_replayed_is_not_forgotten_with_it(keeper):
+    for reason in ("first", "again"):
+        keeper.register.set_aside(b"rubbish", reason)
+    [message] = keeper.register.aside()
+    assert message["reason"] == "again"
+    assert not keeper.register.forget_aside(message["number"] - 1)
+    assert keeper.register.find_aside(message["number"]) == b"rubbish"
+
+
 def test_an_offer_that_contradicts_the_record_is_poison(keeper):
     file = a_file("zero")
     keeper.keep(aside(keeper), file)
