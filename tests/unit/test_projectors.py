@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aps_mini_apps.sirt.projectors import _kernels, make_projector
+from aps_mini_apps.sirt.projectors import _kernels, _rays, make_projector
 from tests.folding import sirt
 
 BACKENDS = ("numpy", "numba")
@@ -286,7 +286,7 @@ def test_warm_up_compiles_all_that_is_called():
     projector = make_projector("numba", 3, 20)
     projector.warm_up()
     kernels = (
-        _kernels.fill_angles,
+        _rays.fill_angles,
         _kernels.fill_residual,
         _kernels.add_back,
         _kernels.sum_squares,

@@ -7,20 +7,36 @@ access to memory is one whole vector. A border of one zero pixel (two zero bins)
 
 Both projections gather: forward walks along rays, back runs over pixels, with the same weights (`_footprint`).
 Nothing is added from two sides, so no result depends on the number of threads.
-
-Positions are integers: units of 2**-40 column for a ray or a pixel (exact to 1e-8 column on any detector), and
-within the tables of 16 units of 2**-26, which a shift splits into a whole pixel and a fraction.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 # (Numba types these functions, from the arrays that they are called with.)
 
-import math
-
 import numpy as np
 from numba import njit, prange
 
 from aps_mini_apps.sirt.projectors._footprint import NEGLIGIBLE
+from aps_mini_apps.sirt.projectors._rays import (
+    ANGLES_PER_JOB,
+    BINS_AFTER,
+    BINS_BEFORE,
+    BORDER,
+    FRACTION_BITS,
+    LOOP,
+    PARALLEL,
+    POSITION_BITS,
+    SMALL,
+    bin_weights,
+    clear,
+    columns_of,
+    on_detector,
+    pixel_weights,
+    row_weight,
+    span,
+    table_positions,
+    unravel,
+    weigh,
+)
 from aps_mini_apps.sirt.projectors._vectors import (
     TABLE_LANES,
     counting,
@@ -35,50 +51,22 @@ from aps_mini_apps.sirt.projectors._vectors import (
     prefetch,
     store,
     table_zeros,
-    to_float,
     total,
     width,
     zeros,
 )
 
-BORDER = 1
-"""Zero pixels around the image: where the second of a ray's two taps falls at the edge."""
 CACHE_LINE = 64
-BINS_BEFORE = 2
-BINS_AFTER = 2
-"""Zero bins around the detector: positions beyond it are moved there."""
-
-POSITION_BITS = 40
-FRACTION_BITS = 26  # leaves +-32 columns: a table of 16 spans less
-SHIFT = POSITION_BITS - FRACTION_BITS
-FRACTION_MASK = (1 << FRACTION_BITS) - 1
-EDGE = 1e-6  # a ray that runs this close to the far side of the border has no weight, only rounding
 
 STEPS = TABLE_LANES  # steps of a forward band: its rows of the volume stay in the second-level cache
 RAYS = 8  # rays whose tables are made together: tables stay in the first-level cache
-ANGLES_PER_JOB = 8  # angles that share a band
-ANGLE = np.dtype(
-    [(name, np.int64) for name in ("cos", "sin", "first", "origin", "pitch", "slope", "by_rows")]
-    + [(name, np.float32) for name in ("peak", "top", "pixel_top", "pixel_fall", "bin_top", "bin_fall")],
-    align=True,
-)
-"""A footprint as the loops want it: positions as integers, weights as `top - fall * fraction`.
-
-The weight of the neighbour above is `pixel_top + pixel_fall * fraction` where rays meet pixels, and
-`bin_top + bin_fall * fraction` where pixels meet bins, whose neighbours lie farther apart.
-"""
 
 TILE_ROWS = 32
 TILE_COLUMNS = TABLE_LANES
 ANGLES_PER_PASS = 32  # angles whose bins stay in cache while a tile is filled
 
-_LOOP = {"nogil": True, "cache": True, "error_model": "numpy"}
-_PARALLEL = {**_LOOP, "parallel": True}
-# Small functions become part of their caller. They own no arrays: counting references would cost half the speed.
-_SMALL = {"forceinline": True, "error_model": "numpy", "_nrt": False}
 
-
-@njit(**_LOOP)
+@njit(**LOOP)
 def _new_tables(entries):
     """Return room for offsets, the weights below and above, and 16 more: each on lines of the cache of its own.
 
@@ -91,115 +79,29 @@ def _new_tables(entries):
     return offsets[first : first + entries], weights[second:middle], weights[middle:last], weights[last : last + spare]
 
 
-@njit(**_SMALL)
-def _columns(inside):
-    """Return the columns of the image, of whose rows `inside` tells."""
-    return inside.shape[1] - TABLE_LANES
-
-
-@njit(**_SMALL)
-def _unravel(job, size):
-    """Return the two coordinates of a job on a grid `size` wide (Numba counts jobs without a sign)."""
-    job = np.intp(job)
-    return job // size, job % size
-
-
 # ---------------------------------------------------------------------------------------------- the two taps
 
 
-@njit(**_SMALL)
-def _table_positions(position, step):
-    """Return the whole part of `position`, and the rest plus 0, 1, ... 15 steps as table positions."""
-    whole = np.int32(position >> POSITION_BITS)
-    rest = np.int32((position >> SHIFT) & FRACTION_MASK)
-    return whole, counting() * np.int32(step >> SHIFT) + rest
-
-
-@njit(**_SMALL)
-def _tap_weights(positions, peak, top_below, top_above, fall):
-    """Return the weights of the neighbours below and above each table position."""
-    fraction = to_float(positions & np.int32(FRACTION_MASK))
-    none = np.float32(0.0)
-    below = minimum(peak, maximum(none, top_below - fall * fraction))
-    above = minimum(peak, maximum(none, top_above + fall * fraction))
-    return below, above
-
-
-@njit(**_SMALL)
+@njit(**SMALL)
 def _ray_taps(angle, position):
     """Return the pixels that a ray runs above or left of at 16 steps from `position`, and both taps' weights."""
-    whole, positions = _table_positions(position, angle.slope)
-    below, above = _tap_weights(positions, angle.peak, angle.top, angle.pixel_top, angle.pixel_fall)
+    whole, positions = table_positions(position, angle.slope)
+    below, above = pixel_weights(angle, positions)
     return (positions >> np.int32(FRACTION_BITS)) + whole, below, above
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _pixel_taps(angle, row, column):
     """Return the bins that 16 pixels of a row lie right of on the detector, and both taps' weights."""
-    whole, positions = _table_positions(angle.first + column * angle.cos - row * angle.sin, angle.cos)
-    below, above = _tap_weights(positions, angle.peak, angle.top, angle.bin_top, angle.bin_fall)
+    whole, positions = table_positions(on_detector(angle, row, column), angle.cos)
+    below, above = bin_weights(angle, positions)
     return (positions >> np.int32(FRACTION_BITS)) + whole, below, above
 
 
-# ------------------------------------------------------------------- what depends on the angles and not the data
+# ------------------------------------------------------------------------------------- the lengths of rays
 
 
-@njit(**_SMALL)
-def _position(columns):
-    """Return a position in units of 2**-40 column."""
-    return np.int64(np.rint(columns * np.float64(1 << POSITION_BITS)))
-
-
-@njit(**_LOOP)
-def fill_angles(footprints, angles):
-    """Fill records of `ANGLE` with what `footprints` say: NumPy would take longer over a small window."""
-    unit = 1.0 / (1 << FRACTION_BITS)
-    for index in range(len(angles)):
-        footprint, angle = footprints[index], angles[index]
-        angle.cos, angle.sin = _position(footprint.cos), _position(footprint.sin)
-        angle.first, angle.origin = _position(footprint.first), _position(footprint.origin)
-        angle.pitch, angle.slope = _position(footprint.pitch), _position(footprint.slope)
-        angle.by_rows, angle.peak, angle.top = footprint.by_rows, footprint.peak, footprint.top
-        fall = footprint.fall * footprint.spacing
-        angle.pixel_top, angle.pixel_fall = footprint.top - fall, fall * unit
-        angle.bin_top, angle.bin_fall = footprint.top - footprint.fall, footprint.fall * unit
-
-
-@njit(**_SMALL)
-def _across_image(start, slope, size):
-    """Return the first and last step (fractions) between the borders left and right of the image."""
-    low, high = -1.0 + EDGE, size - EDGE
-    if slope == 0.0:
-        return (0.0, size - 1.0) if low < start < high else (0.0, -1.0)
-    enter, leave = (low - start) / slope, (high - start) / slope
-    return (enter, leave) if slope > 0.0 else (leave, enter)
-
-
-@njit(**_SMALL)
-def _across_circle(start, slope, size, radius):
-    """Return the first and last step (fractions) at which a ray has pixels of a circle next to it."""
-    middle = (size - 1) / 2
-    offset, square = start + middle * slope - middle, 1.0 + slope * slope
-    chord = (radius + BORDER) ** 2 * square - offset * offset
-    if chord <= 0.0:
-        return 0.0, -1.0
-    half = math.sqrt(chord)
-    return middle - (offset * slope + half) / square, middle - (offset * slope - half) / square
-
-
-@njit(**_SMALL)
-def _span(angle, ray, size, radius):
-    """Return the steps (first, one past the last) at which a ray runs over the image, its circle or its border."""
-    start = (angle.origin + ray * angle.pitch) / (1 << POSITION_BITS)
-    slope = angle.slope / (1 << POSITION_BITS)
-    enter, leave = _across_image(start, slope, size)
-    enter_circle, leave_circle = _across_circle(start, slope, size, radius)
-    first = math.ceil(min(max(enter, enter_circle, 0.0), float(size)))
-    last = math.floor(max(min(leave, leave_circle, size - 1.0), -1.0))
-    return first, max(first, last + 1)
-
-
-@njit(**_SMALL)
+@njit(**SMALL)
 def _lies_inside(angle, position, inside, step):
     """Return whether all 32 pixels next to a ray at 16 steps are `inside`, as most are: what is inside is convex."""
     start, end = position >> POSITION_BITS, (position + (STEPS - 1) * angle.slope) >> POSITION_BITS
@@ -208,7 +110,7 @@ def _lies_inside(angle, position, inside, step):
     return min(start, end) >= max(low, next_low) and max(start, end) < min(high, next_high)
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _lengths_in_band(angle, position, pixel, below, above, inside, step, first, end, squared):
     """Return a ray's lengths, or their squares, in the pixels `inside` from entry `first` to `end`."""
     whole = end - first == STEPS and _lies_inside(angle, position, inside, step)
@@ -220,18 +122,18 @@ def _lengths_in_band(angle, position, pixel, below, above, inside, step, first, 
     return lengths if whole else keep(lengths, counting(), np.int32(first), np.int32(end - 1))
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _trace(angle, rays, radius, spans, lengths):
     """Fill `spans` with the steps of `rays`, and begin the sums of their lengths."""
     for ray in range(rays[0], rays[1]):
-        spans[ray, 0], spans[ray, 1] = _span(angle, ray, len(spans), radius)
+        spans[ray, 0], spans[ray, 1] = span(angle, ray, len(spans), radius)
         store(lengths, (ray - rays[0]) * TABLE_LANES, table_zeros())
 
 
 # -------------------------------------------------------------------------------------------------- forward
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _walk(volume, offsets, below, above, first, last, across, ahead, ray_sum):
     """Add `volume` along one ray from entry `first` to `last` of the tables to `ray_sum`.
 
@@ -257,7 +159,7 @@ def _walk(volume, offsets, below, above, first, last, across, ahead, ray_sum):
     return (sum_0 + sum_1) + (sum_2 + sum_3)
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _walk_band(volume, angle, inside, squared, spans, lengths, trace, rays, step, tables, sums):
     """Add one band of `volume` (steps `step` and following) to the sums of `rays` at one angle.
 
@@ -300,31 +202,15 @@ def _walk_band(volume, angle, inside, squared, spans, lengths, trace, rays, step
                 store(sums, place, so_far)
 
 
-@njit(**_SMALL)
-def _clear(sums, rays):
-    vector = width(sums)
-    for ray in range(rays[0], rays[1]):
-        store(sums, (ray + BINS_BEFORE) * vector, zeros(sums))
-
-
-@njit(**_SMALL)
-def _weigh(measured, weights, rays, sums):
-    """Turn the sums of `rays` into weighted differences from what was measured."""
-    vector = width(sums)
-    for ray in range(rays[0], rays[1]):
-        place = (ray + BINS_BEFORE) * vector
-        store(sums, place, item(weights, ray) * (load(measured, ray * vector) - load(sums, place)))
-
-
-@njit(**_SMALL)
+@njit(**SMALL)
 def _invert(lengths, rays, weights):
     """Fill the `weights` of `rays` with 1 / the sum of their lengths, 0 where there are none."""
     for ray in range(rays[0], rays[1]):
         norm = total(load_floats(lengths, (ray - rays[0]) * TABLE_LANES))
-        weights[ray] = np.float32(1.0) / norm if norm > np.float32(NEGLIGIBLE) else np.float32(0.0)
+        weights[ray] = row_weight(norm)
 
 
-@njit(**_LOOP)
+@njit(**LOOP)
 def _residual_block(
     volume, sinogram, angles, inside, radius, squared, spans, weights, trace, weighted, block, rays, out
 ):
@@ -332,7 +218,7 @@ def _residual_block(
     tables = _new_tables(RAYS * TABLE_LANES)
     lengths = np.empty((block[1] - block[0], (rays[1] - rays[0]) * TABLE_LANES if trace else 0), np.float32)
     for index in range(block[0], block[1]):
-        _clear(out[index], rays)
+        clear(out[index], rays)
         if trace:
             _trace(angles[index], rays, radius, spans[index], lengths[index - block[0]])
     for step in range(0, weights.shape[1], STEPS):
@@ -345,10 +231,10 @@ def _residual_block(
         if trace:
             _invert(lengths[index - block[0]], rays, weights[index])
         if weighted:
-            _weigh(sinogram[index], weights[index], rays, out[index])
+            weigh(sinogram[index], weights[index], rays, out[index])
 
 
-@njit(**_PARALLEL)
+@njit(**PARALLEL)
 def fill_residual(
     volume, sinogram, angles, inside, radius, squared, spans, weights, trace, weighted, rays_per_job, out
 ):
@@ -363,7 +249,7 @@ def fill_residual(
     angle_blocks = (count + ANGLES_PER_JOB - 1) // ANGLES_PER_JOB
     ray_blocks = (size + rays_per_job - 1) // rays_per_job
     for job in prange(angle_blocks * ray_blocks):
-        angle_block, part = _unravel(job, ray_blocks)
+        angle_block, part = unravel(job, ray_blocks)
         block = angle_block * ANGLES_PER_JOB, min(count, (angle_block + 1) * ANGLES_PER_JOB)
         rays = part * rays_per_job, min(size, (part + 1) * rays_per_job)
         for slab in range(volume.shape[0]):
@@ -377,7 +263,7 @@ def fill_residual(
 # ----------------------------------------------------------------------------------------------------- back
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _tabulate_row(angles, row, column, size, vector, stride, offsets, below, above, lengths, sum_up):
     """Fill the tables with the bins and weights of 16 pixels of one row, angle by angle.
 
@@ -397,7 +283,7 @@ def _tabulate_row(angles, row, column, size, vector, stride, offsets, below, abo
     return lengths
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _gather_pair(residual, offsets, below, above, lane, count, left, right):
     """Return `left` and `right` plus what `count` angles give to the pixels `lane` and `lane + 1`."""
     vector = width(residual)
@@ -413,7 +299,7 @@ def _gather_pair(residual, offsets, below, above, lane, count, left, right):
     return left + left_above, right + right_above
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _change_pixel(volume, place, gain, gathered):
     """Add `gain` * `gathered` to a pixel; return the squared change."""
     change = gain * gathered
@@ -421,12 +307,12 @@ def _change_pixel(volume, place, gain, gathered):
     return change * change
 
 
-@njit(**_SMALL)
+@njit(**SMALL)
 def _pass_row(
     volume, residual, angles, inside, weights, weigh, keeps, relaxation, pixels, tables, sums, is_first, is_last
 ):
     """Gather what some of the angles give to 16 pixels of a row; the last pass updates them and returns the change."""
-    vector, size = width(volume), _columns(inside)
+    vector, size = width(volume), columns_of(inside)
     offsets, below, above, gains = tables
     row, left_edge, right_edge, spot = pixels
     left_squares, right_squares = zeros(volume), zeros(volume)
@@ -462,7 +348,7 @@ def _pass_row(
     return left_squares + right_squares
 
 
-@njit(**_LOOP)
+@njit(**LOOP)
 def _add_tile(volume, residual, angles, inside, weights, weigh, keeps, relaxation, tile, change):
     """Update one tile of `volume`, in one pass; put the sum of its squared changes into `change`."""
     tables = _new_tables(ANGLES_PER_PASS * TABLE_LANES)
@@ -477,7 +363,7 @@ def _add_tile(volume, residual, angles, inside, weights, weigh, keeps, relaxatio
     store(change, 0, squares)
 
 
-@njit(**_LOOP)
+@njit(**LOOP)
 def _add_tile_in_passes(volume, residual, angles, inside, weights, weigh, relaxation, tile, change):
     """Update one tile of `volume`, some angles at a time, whose bins stay in the cache."""
     tables = _new_tables(ANGLES_PER_PASS * TABLE_LANES)
@@ -496,7 +382,7 @@ def _add_tile_in_passes(volume, residual, angles, inside, weights, weigh, relaxa
     store(change, 0, squares)
 
 
-@njit(**_PARALLEL)
+@njit(**PARALLEL)
 def add_back(volume, residual, angles, inside, weights, weigh, keeps, relaxation, tile_rows, tile_columns, changes):
     """Add `relaxation` * `weights` * the back projection of `residual` to `volume`, tile by tile.
 
@@ -504,11 +390,11 @@ def add_back(volume, residual, angles, inside, weights, weigh, keeps, relaxation
     `inside`. With `weigh` they are worked out here, since the lengths are at hand, and filled in if one `keeps` them,
     as more than one pass must. `changes` [slab][tile] takes the sum of the squared changes, one vector per tile.
     """
-    size = _columns(inside)
+    size = columns_of(inside)
     across = (size + tile_columns - 1) // tile_columns
     tiles = changes.shape[1]
     for tile in prange(tiles):
-        row, column = _unravel(tile, across)
+        row, column = unravel(tile, across)
         row, column = row * tile_rows, column * tile_columns
         edges = row, min(size, row + tile_rows), column, min(size, column + tile_columns)
         for slab in range(changes.shape[0]):
@@ -523,7 +409,7 @@ def add_back(volume, residual, angles, inside, weights, weigh, keeps, relaxation
 # --------------------------------------------------------------------------------------------------- misfit
 
 
-@njit(**_LOOP)
+@njit(**LOOP)
 def _square_row(residual, sinogram, weights, sums):
     """Put the squares of one angle's differences and of its measured values into `sums` (2 vectors)."""
     vector = width(sinogram)
@@ -538,10 +424,10 @@ def _square_row(residual, sinogram, weights, sums):
     store(sums, vector, measured)
 
 
-@njit(**_PARALLEL)
+@njit(**PARALLEL)
 def sum_squares(residual, sinogram, weights, sums):
     """Fill `sums` [slab][angle][2] with the sums of squares of b - A x and of b, over rays that cross pixels."""
     slabs, count, _ = sinogram.shape
     for job in prange(slabs * count):
-        slab, index = _unravel(job, count)
+        slab, index = unravel(job, count)
         _square_row(residual[slab, index], sinogram[slab, index], weights[index], sums[slab, index])

@@ -25,9 +25,9 @@ from numba.extending import intrinsic, models, register_model
 TABLE_LANES = 16
 """Lanes of the vectors in which weights and addresses are worked out."""
 
-_SOURCES = (Path(__file__), Path(__file__).with_name("_footprint.py"))
+_SOURCES = [Path(__file__).with_name(name) for name in ("_vectors.py", "_rays.py", "_footprint.py")]
 _VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:8]
-"""Part of the vectors' type: Numba's cache watches only the file of the kernels, which compile these in."""
+"""Part of the vectors' type: Numba's cache watches only the file of the loops, which compile these in."""
 
 _INDEX = ir.IntType(32)
 _ONE_ROUNDING = ("contract",)  # multiply and add may fuse; nothing else is reordered

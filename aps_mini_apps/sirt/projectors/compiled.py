@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aps_mini_apps.compiling import one_at_a_time
-from aps_mini_apps.sirt.projectors import _kernels
+from aps_mini_apps.sirt.projectors import _kernels, _rays
 from aps_mini_apps.sirt.projectors._footprint import Model, Norm, footprints, in_circle
 from aps_mini_apps.sirt.projectors._layout import choose_lanes
 from aps_mini_apps.sirt.projectors._vectors import TABLE_LANES, vector_dtype
@@ -65,8 +65,8 @@ class NumbaProjector:
         self._norm: Norm = norm
         self._lanes = choose_lanes(slices)
         self._slabs = math.ceil(slices / self._lanes)
-        self._side = _odd(columns + 2 * _kernels.BORDER)
-        self._bins = _odd(columns + _kernels.BINS_BEFORE + _kernels.BINS_AFTER)
+        self._side = _odd(columns + 2 * _rays.BORDER)
+        self._bins = _odd(columns + _rays.BINS_BEFORE + _rays.BINS_AFTER)
         if self._side**2 * self._lanes > _LARGEST_OFFSET:
             raise ValueError(
                 f"{self._lanes} slices of {columns} x {columns} pixels are too large for one slab: "
@@ -233,11 +233,11 @@ class NumbaProjector:
         return (_STRIP, self._table_columns) if angles <= _FEW_ANGLES else (_kernels.TILE_ROWS, _kernels.TILE_COLUMNS)
 
     def _image(self, volume: Floats) -> Floats:
-        inner = slice(_kernels.BORDER, _kernels.BORDER + self.columns)
+        inner = slice(_rays.BORDER, _rays.BORDER + self.columns)
         return volume[:, inner, inner]
 
     def _detector(self, bins: Floats) -> Floats:
-        return bins[:, :, _kernels.BINS_BEFORE : _kernels.BINS_BEFORE + self.columns]
+        return bins[:, :, _rays.BINS_BEFORE : _rays.BINS_BEFORE + self.columns]
 
     def _vectors(self, array: Floats) -> npt.NDArray[np.void]:
         """View an array whose last axis is the lanes as an array of vectors."""
@@ -252,9 +252,9 @@ def _compile(lanes: int) -> None:
 
 
 def _compile_angles(footprint: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """Return footprints as records of `_kernels.ANGLE`."""
-    angles = np.empty(len(footprint), _kernels.ANGLE)
-    _kernels.fill_angles(footprint, angles)
+    """Return footprints as records of `_rays.ANGLE`."""
+    angles = np.empty(len(footprint), _rays.ANGLE)
+    _rays.fill_angles(footprint, angles)
     return angles
 
 
