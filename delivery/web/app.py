@@ -22,8 +22,8 @@ from sqlalchemy.exc import DBAPIError
 from starlette.requests import ClientDisconnect
 
 from delivery.web.bodies import STALL, BodyLimits
+from delivery.web.heads import LimitedHeadProtocol
 from delivery.web.requests import RequestLog
-from delivery.web.socket_body import SocketBodyProtocol
 from ministream.base.errors import UserError
 from ministream.base.lifecycle import StopFlag
 from ministream.base.log import get_logger
@@ -130,7 +130,7 @@ def server_config(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> uvico
         app,
         host=host,
         port=port,
-        http=SocketBodyProtocol,
+        http=LimitedHeadProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

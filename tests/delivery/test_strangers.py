@@ -1,6 +1,8 @@
 """What strangers, who have no token, can do to a service: nothing that lasts."""
 
+import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -8,9 +10,12 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from delivery.web import heads
+from delivery.web.app import create_app
 from tests.delivery.intake_service import intake
 from tests.delivery.placed_sites import Pair, memory
 from tests.delivery.sync_programs import Program, address, program, server_command
+from tests.delivery.test_ranges import served
 from tests.delivery.ticket_service import ticket_service
 
 MANY = 20_000_000
@@ -54,6 +59,10 @@ def services(tmp_path_factory) -> Iterator[dict[str, Service]]:
         }
 
 
+def line_to(url: str) -> socket.socket:
+    return socket.create_connection((httpx.URL(url).host, httpx.URL(url).port), 30)
+
+
 @pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
 @pytest.mark.parametrize(
     ("service", "method", "path", "status"),
@@ -84,6 +93,47 @@ def test_a_large_body_of_a_stranger_takes_no_memory(services, service, method, p
 
 
 @pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"GET /", b"a" * 10_000),
+        (b"GET / HTTP/1.1\r\nHost: ", b"a" * 10_000),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", b"a: b\r\n" * 1000),
+        (b"POST /login HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"a: b\r\n" * 1000),
+    ],
+    ids=["path", "header", "headers", "trailers"],
+)
+def test_an_endless_head_takes_no_memory(services, begin, more):
+    there, process = services["tickets"], services["tickets"].process.process
+    before = memory(process.pid)
+    with line_to(there.url) as line, pytest.raises(ConnectionError):  # noqa: PT012
+        line.sendall(begin)
+        for _ in range(MANY // len(more)):
+            line.sendall(more)
+    assert memory(process.pid) - before < MORE
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET / HTT", b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\nG"])
+def test_who_says_nothing_is_hung_up_on(monkeypatch, begin):
+    monkeypatch.setattr(heads, "PATIENCE", 0.2)
+    with served(create_app("test")) as url, line_to(url) as line:
+        line.sendall(begin)
+        assert line.makefile("rb").read().count(b"200 OK") == begin.count(b"/healthz")
+
+
+def test_who_goes_on_with_a_body_that_was_answered_is_heard_out(monkeypatch):
+    """Who is slow, and would send all of it again."""
+    monkeypatch.setattr(heads, "PATIENCE", 0.5)
+    with served(create_app("test")) as url, line_to(url) as line:
+        line.sendall(b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 500000\r\n\r\n")
+        for _ in range(5):
+            time.sleep(0.2)
+            line.sendall(bytes(100_000))
+        line.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        answers = line.makefile("rb").read()
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"404", b"200"]
+
+
+@pytest.mark.parametrize(
     ("service", "path", "kind"),
     [
         ("intake", "/login", "application/json"),
@@ -92,8 +142,7 @@ def test_a_large_body_of_a_stranger_takes_no_memory(services, service, method, p
     ],
 )
 def test_a_body_that_stops_half_way_is_given_up(services, service, path, kind):
-    url = httpx.URL(services[service].url)
-    with socket.create_connection((url.host, url.port), 30) as line:
+    with line_to(services[service].url) as line:
         line.sendall(
             f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 9\r\n\r\nabc".encode()
         )
