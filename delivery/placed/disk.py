@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from blake3 import blake3
@@ -60,8 +61,10 @@ class Disk:
         """Let another process have it."""
         os.close(self._lock)
 
-    def make_room(self, size: int) -> None:
-        """Raise NoRoom if `size` bytes would not fit."""
+    def make_room(self, size: int, part: Path | None = None) -> None:
+        """Raise NoRoom if a file of `size` bytes, of which `part` has the first already, would not fit."""
+        if part and part.exists():
+            size -= part.stat().st_size
         free = shutil.disk_usage(self.folder).free - self._spare
         if size > free:
             raise NoRoom(f"{size} bytes are needed, {max(free, 0)} are free; make room, or try again later")
@@ -95,6 +98,10 @@ class Disk:
             if (self._incoming / id_).exists():
                 (self._incoming / id_).replace(place)
                 _sync(place.parent)
+
+    def withdraw(self, id_: str) -> None:
+        """Delete a file that is `ready`, but not on record; what lies in its place stays."""
+        (self._incoming / id_).unlink(missing_ok=True)
 
     def find(self, id_: str) -> Path | None:
         """Return where the bytes of a file are; None if they are not here."""
@@ -136,6 +143,14 @@ def digest_of(path: Path) -> tuple[int, str]:
             digest.update(block)
             length += len(block)
     return length, digest.hexdigest()
+
+
+def write_all(file: FileIO, block: bytes | memoryview) -> None:
+    """Write a block whole: where the disk gets full, the system takes a part, and says so with the next one alone."""
+    written = 0
+    with memoryview(block) as view:
+        while written < len(view):
+            written += file.write(view[written:])
 
 
 def is_whole(path: Path, size: int, digest: str) -> bool:

@@ -7,7 +7,6 @@ not end as it must (a client that stops, a body that is cut, a full disk) leaves
 import asyncio
 import errno
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from delivery.placed.disk import BLOCK, Disk, NoRoom, identify
+from delivery.placed.disk import BLOCK, Disk, NoRoom, identify, write_all
 from delivery.placed.messages import File, check_name
 from delivery.placed.rules import About, Judge, Place, Rule
 from delivery.web.bodies import limit_body
@@ -211,7 +210,7 @@ class _Upload:
                 raise Refused(413, f"the largest file that is taken here has {self._largest} bytes")
             self._digest.update(block)
             self.judge.see(block)
-            _write(self._file.fileno(), block)
+            write_all(self._file, block)
 
     def _on_part_end(self) -> None:
         self._inside = False
@@ -226,11 +225,6 @@ def _boundary(request: Request) -> bytes:
     if kind != b"multipart/form-data" or not 0 < len(boundary) <= LONGEST_BOUNDARY:
         raise Refused(415, "send the file as multipart/form-data, in a field called 'file'")
     return boundary
-
-
-def _write(descriptor: int, block: memoryview) -> None:
-    while block:
-        block = block[os.write(descriptor, block) :]
 
 
 def _full_or_not(error: OSError) -> Exception:

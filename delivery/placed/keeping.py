@@ -30,7 +30,7 @@ class Keeper:
                 self.register.take(file)
             except DBAPIError:  # the record may be there all the same: then its bytes must be, too
                 if self.register.find(file.id) is None:
-                    self.disk.delete(file.id)
+                    self.disk.withdraw(file.id)
                 raise
             self.disk.file(file.id)
 

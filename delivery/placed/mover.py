@@ -184,7 +184,7 @@ class Mover:
             self._register.drop(entry, "the other site has no such file, or another one under this id")
             return
         part = disk.part(file.id)
-        disk.make_room(file.size)
+        disk.make_room(file.size, part)
         if self._peer.fetch(file, part) != file.blake3:
             part.unlink()
             raise UserError("what came is not what was offered; it is fetched anew")

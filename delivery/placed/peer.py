@@ -8,7 +8,7 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from delivery.asking import bearer_of, detail_of
-from delivery.placed.disk import BLOCK
+from delivery.placed.disk import BLOCK, write_all
 from delivery.placed.messages import File
 from delivery.placed.register import State
 from ministream.base.errors import UserError
@@ -93,7 +93,7 @@ class Peer:
                 raise UserError(f"{part.name} was longer than the file; it is fetched anew")
             if held < file.size:
                 for block in self._bytes(file, held):
-                    written.write(block)  # no more than `size`: HTTP keeps to the length that was announced
+                    write_all(written, block)  # no more than `size`: HTTP keeps to the length that was announced
                     digest.update(block)
         return digest.hexdigest()
 

@@ -1,15 +1,18 @@
 """What a kill between two steps leaves, made step by step on both databases, and what the next start makes of it."""
 
 import asyncio
+import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from blake3 import blake3
+from sqlalchemy.exc import DBAPIError
 
 from delivery.database import open_database
 from delivery.placed import api
-from delivery.placed.disk import Disk, identify
+from delivery.placed.disk import Disk, NoRoom, identify
 from delivery.placed.keeping import Keeper
 from delivery.placed.messages import File, Have, Offer, Poison, decode
 from delivery.placed.peer import Copy
@@ -40,6 +43,10 @@ def aside(keeper: Keeper) -> Path:
 
 def left(keeper: Keeper) -> list[str]:
     return [path.name for path, _, _ in keeper.disk.incoming()]
+
+
+def refuse(_file: File) -> None:
+    raise DBAPIError("", {}, OSError("the disk is full"))
 
 
 def due(keeper: Keeper) -> list[type]:
@@ -121,6 +128,27 @@ def test_an_offer_is_repeated_until_it_is_answered(keeper):
     assert due(keeper) == []  # its time comes
     keeper.register.hurry()
     assert due(keeper) == [Offer]
+
+
+def test_an_upload_that_can_not_be_recorded_leaves_what_lay_there(keeper, monkeypatch):
+    """Its record may be lost, and it the only copy."""
+    file = a_file("zero")
+    keeper.disk.ready(aside(keeper), file.id)
+    keeper.disk.file(file.id)
+    monkeypatch.setattr(keeper.register, "take", refuse)
+    with pytest.raises(DBAPIError):
+        keeper.keep(aside(keeper), file)
+    assert left(keeper) == []
+    assert list(keeper.disk.ids()) == [file.id]
+
+
+def test_a_fetch_that_is_gone_on_with_needs_room_for_the_rest_alone(keeper, monkeypatch):
+    part = keeper.disk.part("0" * 32)
+    part.write_bytes(bytes(60))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=100))
+    keeper.disk.make_room(150, part)
+    with pytest.raises(NoRoom):
+        keeper.disk.make_room(161, part)
 
 
 def test_an_answer_is_made_sure_of_and_offered_again_if_it_is_not_true(keeper):

@@ -131,6 +131,19 @@ def test_a_disk_that_is_full_loses_nothing(both):
     assert both.upload("zero", "full", bytes(2_000_000)).status_code == 201
 
 
+def test_a_fetch_that_a_full_disk_cuts_in_its_last_block_is_not_taken_for_the_whole(both):
+    process = both.running["one"].process.pid
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+    try:
+        assert both.upload("zero", "cut", b"\xff" * 1_040_000).status_code == 201
+        both.running["one"].wait_for("not placed yet .* name=cut .*too large")
+        assert "cut" not in both.listed("one")
+    finally:
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    both.rest()
+    assert both.listed("one")["cut"] == 1_040_000
+
+
 def test_uploads_at_once_take_little_memory(both):
     content = bytes(40_000_000)
     uploads = [threading.Thread(target=both.upload, args=("zero", f"many{number}", content)) for number in range(8)]
