@@ -17,7 +17,7 @@ help:
 	@echo "make faults                       random kills of servers, proxies and clients in mid-stream"
 	@echo "make fuzz                         a minute of a fuzzer's bytes for all that reads messages, addresses, policies"
 	@echo "make up, make down                two facilities in containers: a scan from one to the other; end them"
-	@echo "make deliver                      in containers: mirror the receiver's files, serve them by ticket, take uploads"
+	@echo "make deliver                      in containers, all of delivery: mirrors, tickets, uploads, two placed sites"
 	@echo "make test-docker                  run all tests of the containers (needs docker-compose; half an hour)"
 	@echo "make lint                         style, types, direction of imports"
 	@echo "make bench                        benchmarks, as ratios against peers"
@@ -53,7 +53,8 @@ down:
 # what the receiver of `make up` writes leaves
 deliver:
 	docker volume create $(or $(RECEIVER_OUTPUT),output_data) >/dev/null
-	$(COMPOSE) --env-file configs/delivery.env --profile sync --profile tickets --profile upload up --build $(ARGS)
+	$(COMPOSE) --env-file configs/delivery.env --profile sync --profile tickets --profile upload --profile placed \
+		up --build $(ARGS)
 
 test-docker: .venv/.installed-dev
 	@docker info >/dev/null 2>&1 || bash tests/docker/engine.sh

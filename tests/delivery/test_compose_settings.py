@@ -1,6 +1,7 @@
-"""docker-compose-delivery.yaml and the file of its settings agree, and no port of the host is published twice."""
+"""docker-compose-delivery.yaml, the file of its settings and the Makefile agree, and no port is published twice."""
 
 import re
+import subprocess
 
 from tests.conftest import ROOT
 
@@ -24,3 +25,10 @@ def test_no_port_of_the_host_is_published_twice() -> None:
     ports = [*PUBLISHED.findall(COMPOSE), "9090"]  # the pipeline's monitoring
     assert len(ports) == COMPOSE.count("ports: [") + 1
     assert sorted(set(ports)) == sorted(ports)
+
+
+def test_make_deliver_starts_every_way_out() -> None:
+    command = ["make", "--dry-run", "deliver", "COMPOSE=docker-compose"]
+    said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    of_one_way = set(re.findall(r"profiles: \[(\w+)\]", COMPOSE))
+    assert set(re.findall(r"--profile (\w+)", said)) == of_one_way - {"postgres", "s3", "kafka"}
