@@ -1,4 +1,4 @@
-"""The compiled projector: arrays, sizes and checks around the loops in `_kernels`."""
+"""The compiled projector: arrays, sizes and checks around the loops in `_kernels` and, for single slices, `_single`."""
 
 import functools
 import math
@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from aps_mini_apps.compiling import one_at_a_time
-from aps_mini_apps.sirt.projectors import _kernels, _rays
+from aps_mini_apps.sirt.projectors import _kernels, _rays, _single
 from aps_mini_apps.sirt.projectors._footprint import Model, Norm, footprints, in_circle
 from aps_mini_apps.sirt.projectors._layout import choose_lanes
-from aps_mini_apps.sirt.projectors._vectors import TABLE_LANES, vector_dtype
+from aps_mini_apps.sirt.projectors._vectors import TABLE_LANES, WINDOW, vector_dtype
 
 Floats = npt.NDArray[np.float32]
 
@@ -65,8 +65,9 @@ class NumbaProjector:
         self._norm: Norm = norm
         self._lanes = choose_lanes(slices)
         self._slabs = math.ceil(slices / self._lanes)
-        self._side = _odd(columns + 2 * _rays.BORDER)
-        self._bins = _odd(columns + _rays.BINS_BEFORE + _rays.BINS_AFTER)
+        self._loops = _single if self._lanes == 1 else _kernels
+        self._side = _odd(max(WINDOW, columns + 2 * _rays.BORDER))
+        self._bins = _odd(max(WINDOW, columns + _rays.BINS_BEFORE + _rays.BINS_AFTER))
         if self._side**2 * self._lanes > _LARGEST_OFFSET:
             raise ValueError(
                 f"{self._lanes} slices of {columns} x {columns} pixels are too large for one slab: "
@@ -142,7 +143,7 @@ class NumbaProjector:
 
     def _project(self, volume: Floats, sinogram: Floats, geometry: CompiledGeometry, *, weighted: bool) -> Floats:
         out = _zeros((self._slabs, len(geometry.angles), self._bins, self._lanes))
-        _kernels.fill_residual(
+        self._loops.fill_residual(
             self._vectors(volume),
             self._vectors(sinogram),
             geometry.angles,
@@ -153,7 +154,7 @@ class NumbaProjector:
             geometry.row_weights,
             not geometry.traced,
             weighted,
-            max(_FEWEST_RAYS, math.ceil(self.columns / numba.get_num_threads())),
+            self._rays_per_job(),
             self._vectors(out),
         )
         geometry.traced = True
@@ -165,7 +166,7 @@ class NumbaProjector:
         tiles = math.ceil(self.columns / rows) * math.ceil(self.columns / columns)
         changes = np.empty((self._slabs, tiles, self._lanes), np.float32)
         weights = self._weights(geometry)
-        _kernels.add_back(
+        self._loops.add_back(
             self._vectors(volume),
             self._vectors(residual),
             geometry.angles,
@@ -227,6 +228,11 @@ class NumbaProjector:
         residual = self.residual(volume, sinogram, geometry)
         self.add_back(volume, residual, geometry)
         self.misfit(residual, sinogram, geometry)
+
+    def _rays_per_job(self) -> int:
+        """Return the rays of a forward job: a share of all for each thread, in whole vectors."""
+        threads: int = numba.get_num_threads()
+        return max(_FEWEST_RAYS, math.ceil(self.columns / threads / TABLE_LANES) * TABLE_LANES)
 
     def _tile(self, angles: int) -> tuple[int, int]:
         """Return the rows and columns of the tiles in which so many angles are added back."""
