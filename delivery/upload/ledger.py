@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
@@ -38,6 +38,11 @@ LOGIN_REFUSED, MOST_REFUSED = "login refused", 100_000
 
 NAMESAKES = 1000
 """Files that may have the same name, but for their numbers."""
+
+_CHUNKS = select(chunks.c.number, chunks.c.length, chunks.c.blake3)
+# asked for every chunk that comes; what is put together anew costs twice as much
+_ONE_CHUNK = _CHUNKS.where(chunks.c.upload == bindparam("upload"), chunks.c.number == bindparam("number"))
+_ONE_UPLOAD = select(uploads).where(uploads.c.id == bindparam("upload"))
 
 
 class State(StrEnum):
@@ -141,7 +146,7 @@ class Ledger:
     def get(self, name: str) -> Upload | None:
         """Return an upload."""
         with self._engine.connect() as connection:
-            row = connection.execute(select(uploads).where(uploads.c.id == name)).one_or_none()
+            row = connection.execute(_ONE_UPLOAD, {"upload": name}).one_or_none()
         return _upload(row) if row else None
 
     def current(self, owner: str, key: str) -> Upload | None:
@@ -212,13 +217,13 @@ class Ledger:
 
     def chunk(self, upload: str, number: int) -> Chunk | None:
         """Return a chunk, if it is there."""
-        found = self.chunks(upload, number, 1)
-        return found[0] if found and found[0].number == number else None
+        with self._engine.connect() as connection:
+            row = connection.execute(_ONE_CHUNK, {"upload": upload, "number": number}).one_or_none()
+        return Chunk(*row) if row else None
 
     def chunks(self, upload: str, first: int = 0, limit: int | None = None) -> list[Chunk]:
         """Return the chunks that are there, in order, from a number on."""
-        columns = chunks.c.number, chunks.c.length, chunks.c.blake3
-        rows = select(*columns).where(chunks.c.upload == upload, chunks.c.number >= first).order_by(chunks.c.number)
+        rows = _CHUNKS.where(chunks.c.upload == upload, chunks.c.number >= first).order_by(chunks.c.number)
         with self._engine.connect() as connection:
             return [Chunk(*row) for row in connection.execute(rows.limit(limit))]
 
