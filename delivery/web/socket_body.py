@@ -67,8 +67,7 @@ class Rest(Owner):
         ClientDisconnect
             If the line is cut.
         """
-        if self._came:
-            await to_thread.run_sync(into, memoryview(self._came), limiter=_threads)
+        await to_thread.run_sync(self._read, into, limiter=_threads)
         while self._left:
             await self._wait(stall)
             await to_thread.run_sync(self._read, into, limiter=_threads)
@@ -83,6 +82,9 @@ class Rest(Owner):
             loop.remove_reader(self._line)
 
     def _read(self, into: Callable[[memoryview], None]) -> None:
+        if self._came:
+            came, self._came = memoryview(self._came), bytearray()
+            into(came)
         buffer = _buffers.pop() if _buffers else memoryview(bytearray(BUFFER))
         try:
             self._read_by(buffer, into)
