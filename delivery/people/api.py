@@ -21,11 +21,17 @@ ANYBODY = Person("anybody", Role.USER)
 
 
 class Credentials(BaseModel):
-    """A name and a password."""
+    """A name and a password, which may be short where it was taken over from another system."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Name
+    password: str = Field(max_length=1024)
+
+
+class Registration(Credentials):
+    """A name and a password for a new account."""
+
     password: str = Field(min_length=10, max_length=1024)
 
 
@@ -106,7 +112,7 @@ def add_routes(app: FastAPI, accounts: Accounts, logins: Logins, door: Door, ter
 
 def _add_registration(routes: APIRouter, accounts: Accounts, terms: Terms | None) -> None:
     @routes.post("/register", status_code=201)
-    def register(given: Credentials) -> dict[str, str]:
+    def register(given: Registration) -> dict[str, str]:
         """Make an account."""
         if terms is None:
             raise HTTPException(403, "accounts are made by the operators of this service: ask them")

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from starlette.requests import ClientDisconnect
 
 from delivery.web.bodies import STALL, BodyLimits
@@ -70,6 +70,7 @@ def create_app(
     app.add_middleware(RequestLog, registry=app.state.registry)
     app.add_exception_handler(UserError, _on_user_error)
     app.add_exception_handler(DBAPIError, _on_no_records)
+    app.add_exception_handler(DataError, _on_no_value)
     app.add_exception_handler(RequestValidationError, _on_bad_request)
     app.add_exception_handler(ClientDisconnect, _on_broken_off)
 
@@ -168,6 +169,10 @@ async def _on_bad_request(_request: Request, error: Exception) -> JSONResponse:
     words = (fault["msg"].removeprefix("Value error, ") for fault in error.errors())
     told = "; ".join(": ".join(filter(None, pair)) for pair in zip(places, words, strict=True))
     return JSONResponse({"detail": told.encode(errors="replace").decode()}, status_code=422)
+
+
+async def _on_no_value(_request: Request, _error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": "there is text with a NUL in this request, or too large a number"}, 400)
 
 
 async def _on_no_records(_request: Request, error: Exception) -> JSONResponse:

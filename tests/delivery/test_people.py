@@ -96,6 +96,18 @@ def test_a_logout_counts_at_once_and_guessing_is_stopped(service, ada):
     assert tokens["access_token"] not in service.process.said()
 
 
+def test_short_passwords_of_another_system_log_in_and_are_given_to_nobody(tmp_path, database_url):
+    engine = open_database(database_url)
+    Accounts(engine).register("ben", "short", licence=1.0, quota=1)
+    engine.dispose()
+    with ticket_service(tmp_path, database=database_url) as service:
+        stranger = service.client()
+        assert stranger.post("/login", json={"name": "ben", "password": "short"}).status_code == 200
+        assert stranger.post("/register", json={"name": "bob", "password": "short"}).status_code == 422
+        odd = stranger.get("/ticket/%00/result?until=1&signature=x")  # of which PostgreSQL takes no name
+        assert odd.status_code in (400, 403), odd.text
+
+
 def test_registration_can_be_closed_and_everybody_be_served(tmp_path):
     with ticket_service(tmp_path, "--no-registration", "--insecure-no-auth") as service:
         service.write("a.h5", 10)
