@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -212,14 +213,14 @@ class _Run:
         for number, digest in (sender.held(self._id) if upload["received"] else {}).items():
             self.leaves[number] = digest
         progress(upload["received"])
-        self._todo = iter([number for number in range(count) if not self.leaves[number]])
+        self._todo: Iterator[int] = iter([number for number in range(count) if not self.leaves[number]])
         self._lock, self._fault = threading.Lock(), False
 
     def send_all(self, parallel: int) -> None:
         """Send what is missing."""
         first = self._batch(1)
         if first and not self._fill_in(first):  # the first one is not known: others hardly are
-            self._send(first[0])
+            self._todo = chain(first, self._todo)
         elif first:
             while (batch := self._batch(ASKED)) and self._fill_in(batch):
                 pass
