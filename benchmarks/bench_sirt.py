@@ -24,10 +24,15 @@ ITERATIONS = 30
 GOLDEN_ANGLE = 2.399963229728653
 FEW = 2
 """Iterations that a slow peer does; its rate counts."""
-BATCH = [(512, 360, slices) for slices in (1, 2, 16, 32)] + [(1024, 360, slices) for slices in (1, 16)]
+BATCH = [(columns, 360, slices) for columns in (512, 1024) for slices in (1, 2, 16, 32)]
 STREAMS = [(columns, slices, w) for columns in (512, 1024) for slices in (1, 2, 16, 32) for w in (1, 4)] + [(640, 2, 4)]
 STREAM_UPDATES = 24
 CHAINS = 128  # numbers: eight of the widest vectors
+
+
+def new_angles(counter: "itertools.count[int]", length: int) -> Any:
+    """Return the angles of the next window, which never repeat."""
+    return (next(counter) * length + np.arange(length)) * GOLDEN_ANGLE
 
 
 def updates(columns: int, angles: int, slices: int, iterations: int) -> float:
@@ -56,22 +61,21 @@ class Ours:
 
         return Contestant(run, updates(self.columns, angles, self.slices, iterations))
 
-    def stream(self, length: int) -> Contestant:
+    def stream(self, length: int, windows: int = STREAM_UPDATES) -> Contestant:
         """Windows of `length` new projections, folded in as the product does it."""
         projector, counter = self.projector, itertools.count()
         held = [projector.measure(np.ones((self.slices, self.columns), np.float32)) for _ in range(length)]
         volume = projector.new_volume()
 
         def window() -> tuple[Any, Any]:
-            angles = (next(counter) * length + np.arange(length)) * GOLDEN_ANGLE
-            return projector.stack(held), projector.geometry(angles, self.columns / 2)
+            return projector.stack(held), projector.geometry(new_angles(counter, length), self.columns / 2)
 
         def run() -> None:
-            for _ in range(STREAM_UPDATES):
+            for _ in range(windows):
                 sinogram, geometry = window()
                 projector.add_back(volume, projector.residual(volume, sinogram, geometry), geometry)
 
-        return Contestant(run, STREAM_UPDATES * length)
+        return Contestant(run, windows * length)
 
 
 class Prototype:
@@ -102,7 +106,7 @@ class Prototype:
 
         def run() -> None:
             for _ in range(STREAM_UPDATES):
-                cos, sin = self.module.geom((next(counter) * length + np.arange(length)) * GOLDEN_ANGLE)
+                cos, sin = self.module.geom(new_angles(counter, length))
                 self.solver.step(sinogram, cos, sin, buffers)
 
         return Contestant(run, STREAM_UPDATES * length)
@@ -123,26 +127,67 @@ def astra_line(columns: int, angles: int) -> Contestant:
     return Contestant(lambda: astra.algorithm.run(algorithm, FEW), updates(columns, angles, 1, FEW))
 
 
+def astra_windows(columns: int, slices: int, length: int) -> Contestant:
+    """ASTRA's CPU SIRT with its line projector on windows of new angles: one thread, one slice of `slices`."""
+    import astra
+
+    grid, counter = astra.create_vol_geom(columns, columns), itertools.count()
+    image, lines = astra.data2d.create("-vol", grid, 0.0), np.ones((length, columns), np.float32)
+
+    def run() -> None:
+        for _ in range(FEW):
+            rays = astra.create_proj_geom("parallel", 1.0, columns, new_angles(counter, length))
+            projector = astra.create_projector("line", rays, grid)
+            sinogram = astra.data2d.create("-sino", rays, lines)
+            settings = astra.astra_dict("SIRT")
+            settings |= {"ProjectorId": projector, "ProjectionDataId": sinogram, "ReconstructionDataId": image}
+            algorithm = astra.algorithm.create(settings)
+            astra.algorithm.run(algorithm, 1)
+            astra.algorithm.delete(algorithm)
+            astra.data2d.delete(sinogram)
+            astra.projector.delete(projector)
+
+    return Contestant(run, FEW * length / slices)
+
+
+def scipy_windows(columns: int, slices: int, length: int) -> Contestant:
+    """SciPy's sparse matrix on windows of new angles, made for each of them."""
+    counter, images = itertools.count(), np.zeros((columns**2, slices), np.float32)
+    measured = np.ones((length * columns, slices), np.float32)
+
+    def run() -> None:
+        matrix = csr_matrix(columns, new_angles(counter, length))
+        images[...] += np.float32(1e-3) * (matrix.T @ (measured - matrix @ images))
+
+    return Contestant(run, length)
+
+
 def scipy_csr(columns: int, angles: int, slices: int) -> Contestant:
     """SciPy's sparse matrix, held for the forward and the back projection; making it does not count."""
-    axis = np.arange(columns) - (columns - 1) / 2
-    rows, weights = [], []
-    for index, angle in enumerate(equal_angles(angles)):
-        position = axis[None] * np.cos(angle) - axis[:, None] * np.sin(angle) + (columns - 1) / 2
-        below = np.floor(position).astype(np.int32)
-        for ray in (below, below + 1):
-            rows.append(np.clip(ray, 0, columns - 1).ravel() + index * columns)
-            weights.append(((1 - abs(position - ray)) * ((ray >= 0) & (ray < columns))).astype(np.float32).ravel())
-    pixels = np.tile(np.arange(columns**2, dtype=np.int32), 2 * angles)
-    shape = (angles * columns, columns**2)
-    forward = sparse.csr_matrix((np.concatenate(weights), (np.concatenate(rows), pixels)), shape=shape)
+    forward = csr_matrix(columns, equal_angles(angles))
     back = forward.T.tocsr()
-    images, measured = np.zeros((shape[1], slices), np.float32), np.ones((shape[0], slices), np.float32)
+    rays, pixels = forward.shape
+    images, measured = np.zeros((pixels, slices), np.float32), np.ones((rays, slices), np.float32)
 
     def run() -> None:
         images[...] += np.float32(1e-3) * (back @ (measured - forward @ images))
 
     return Contestant(run, updates(columns, angles, slices, 1))
+
+
+def csr_matrix(columns: int, angles: Any) -> Any:
+    """Return the projections at `angles` as a sparse matrix, each pixel shared between its two nearest rays."""
+    axis = np.arange(columns) - (columns - 1) / 2
+    rows, weights = [], []
+    for index, angle in enumerate(angles):
+        position = axis[None] * np.cos(angle) - axis[:, None] * np.sin(angle) + (columns - 1) / 2
+        below = np.floor(position).astype(np.int32)
+        for ray in (below, below + 1):
+            rows.append(np.clip(ray, 0, columns - 1).ravel() + index * columns)
+            weights.append(((1 - abs(position - ray)) * ((ray >= 0) & (ray < columns))).astype(np.float32).ravel())
+    pixels = np.tile(np.arange(columns**2, dtype=np.int32), 2 * len(angles))
+    shape = (len(angles) * columns, columns**2)
+    return sparse.csr_matrix((np.concatenate(weights), (np.concatenate(rows), pixels)), shape=shape)
 
 
 def skimage_sart(columns: int, angles: int) -> Contestant:
@@ -205,11 +250,16 @@ def batch(columns: int, angles: int, slices: int, rounds: int, prototype: bool, 
     return compete(f"sirt_batch_{columns}x{angles}_{slices}", "GUPS", contestants, rounds)
 
 
-def stream(columns: int, slices: int, length: int, rounds: int, prototype: bool) -> Result:
-    """Compare windows of `length` projections, each of them new."""
+def stream(columns: int, slices: int, length: int, rounds: int, prototype: bool, peers: bool) -> Result:
+    """Compare windows of `length` projections, each of them new: all peers at 512 columns, 16 slices and 4 of them."""
     contestants = {"ours": Ours(columns, slices).stream(length)}
     if prototype:
         contestants["prototype"] = Prototype(columns, slices).stream(length)
+    if peers:
+        contestants["astra line"] = astra_windows(columns, slices, length)
+        contestants["scipy csr"] = scipy_windows(columns, slices, length)
+        alone = Ours(columns, 1, "numpy").stream(length, windows=1)
+        contestants["numpy reference"] = Contestant(alone.run, alone.work / slices)
     return compete(f"sirt_stream_{columns}_{slices}_w{length}", "projections/s", contestants, rounds)
 
 
@@ -244,7 +294,7 @@ def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prototype", metavar="DIR", help="folder of the prototype, a peer")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="names that contain this")
     arguments = parser.parse_args()
     if arguments.prototype:
@@ -257,7 +307,8 @@ def main() -> None:
             record(results)  # each takes minutes
     for columns, slices, length in STREAMS:
         if only in f"sirt_stream_{columns}_{slices}_w{length}":
-            results.append(stream(columns, slices, length, rounds, prototype))
+            all_peers = (columns, slices, length) == (512, 16, 4)
+            results.append(stream(columns, slices, length, rounds, prototype, peers=all_peers))
     if only in "sirt_batch_scaling":
         results.append(scaling(rounds))
     fast = {result.name: result for result in results}
