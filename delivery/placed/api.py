@@ -34,8 +34,8 @@ OPERATORS = frozenset({"operator", *Site})
 
 RETRY = {"Retry-After": "10"}
 
-SIGN = 10.0
-"""Seconds between two signs of life while a file is read that somebody asks about: proxies hang up after 60."""
+SIGN = 2.0
+"""Seconds between two signs of life while a file is read: whoever asked would hang up after a minute of silence."""
 
 LINES = 100
 """Lines of a list that are sent at a time."""

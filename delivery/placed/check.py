@@ -124,7 +124,9 @@ def _judge(site: Site, found: Found, file: File) -> tuple[str, str]:
         if (here and _whole(here)) or (source and source.file and _whole(source)):
             return wrong, "fetch"
         return f"{wrong}, and no other copy is left", ""
-    if here and here.file and (here.state in (State.HERE, State.LEAVING) or _whole(here)):
+    if here and here.file is None:
+        return "its bytes lie where it does not belong, on no record; upload it here again, or delete them", ""
+    if here and (here.state in (State.HERE, State.LEAVING) or _whole(here)):
         return "it lies where it does not belong", "offer"
     return "", ""
 

@@ -129,6 +129,13 @@ def test_check_tells_and_repair_mends(tmp_path):
         assert said.count("on record nowhere") == 2  # of z1 alone, before and after: one never heard of it
         both.upload("zero", "z1", ZEROS)
         assert both.check()[0] == 0
+        stray = stored(both, "one", ids["z1"])
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_bytes(ZEROS)
+        code, said = both.check()
+        assert (code, said.count("on no record")) == (1, 1)
+        both.upload("one", "z1", ZEROS)
+        assert both.check()[0] == 0
         placed_where_the_rule_says(both, EXPECTED)
 
 
