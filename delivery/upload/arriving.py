@@ -2,25 +2,25 @@
 
 What lies in a place counts for nothing until it is verified and entered. All that must be prevented is that one who is
 slow, or sends damage, writes over what another request has brought meanwhile. So one request at a time writes to a
-place. A second one for the same chunk is kept in memory, and if it is complete first, the place is its own: the first
-one writes no more, and is told at its end how its bytes compare with those that count.
+place. A second one for the same chunk is kept aside, and if it is complete first, the place is its own: the first one
+writes no more, and is told at its end how its bytes compare with those that count. Chunks for stores that take them
+whole are kept aside as well.
 """
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from blake3 import blake3
 
+from delivery.upload.aside import Aside
 from delivery.upload.digests import Kind, Proof, is_same, new_hasher
 from delivery.upload.ledger import Chunk, Upload
 from delivery.upload.stores import ChunkStore, Pieces
 
 BATCH = 128 << 10
 """Bytes that are hashed and written together, while they are in the processor's cache."""
-
-MOST = 512 << 10
-"""Bytes of one batch, at most: what the server reads at a time, and most of a batch before."""
 
 
 class Arrival:
@@ -31,25 +31,27 @@ class Arrival:
     upload, number
         Which chunk.
     proof
-        The digest that its sender gave.
+        The digest that its sender gave; None where there is none to compare with.
     key
         Of old clients' HMACs.
+    spool
+        Folder for what is kept aside.
     """
 
-    def __init__(self, upload: Upload, number: int, proof: Proof, key: bytes) -> None:
+    def __init__(self, upload: Upload, number: int, proof: Proof | None, key: bytes, spool: Path | None) -> None:
         self.upload, self.number, self.proof = upload, number, proof
         self.length, self._slot = 0, upload.slot
-        self.pieces: list[bytes] = []
         self._leaf = blake3()
-        self._other = None if proof.kind == Kind.BLAKE3 else new_hasher(proof.kind, key)
+        self._other = None if proof is None or proof.kind == Kind.BLAKE3 else new_hasher(proof.kind, key)
         self._store: ChunkStore | None = None
+        self._spool = spool
+        self._aside: Aside | None = None
         self._keeps, self._lock = True, threading.Lock()
 
     @property
-    def memory(self) -> int:
-        """Bytes that it holds at most."""
-        length = self.upload.length(self.number)
-        return length if self._keeps else min(length, MOST)
+    def pieces(self) -> Pieces:
+        """What is kept of it."""
+        return self._aside or ()
 
     def write_to(self, store: ChunkStore) -> None:
         """Write what comes to the chunk's place at once."""
@@ -59,6 +61,9 @@ class Arrival:
         """Keep nothing of what comes: the chunk is there, or somebody else's."""
         with self._lock:
             self._store, self._keeps = None, False
+            if self._aside:
+                self._aside.close()
+                self._aside = None
 
     def add(self, pieces: Pieces) -> None:
         """Take in the next bytes, which may be overwritten afterwards."""
@@ -70,14 +75,16 @@ class Arrival:
             if self._store:
                 self._store.put(self._slot, self.number, pieces, self.length)
             elif self._keeps:
-                self.pieces.extend(map(bytes, pieces))
+                self._aside = self._aside or Aside(self._spool)
+                self._aside.add(pieces)
             self.length += sum(map(len, pieces))
 
     def proved(self) -> Chunk | None:
         """Return the chunk if it is what its sender meant."""
         digest = self._leaf.digest()
         found = self._other.hexdigest() if self._other else digest.hex()
-        return Chunk(self.number, self.length, digest) if is_same(self.proof.digest, found) else None
+        right = self.proof is None or is_same(self.proof.digest, found)
+        return Chunk(self.number, self.length, digest) if right else None
 
 
 class Places:

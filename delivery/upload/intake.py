@@ -6,6 +6,7 @@ All of it blocks, so that doors call it in threads.
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from delivery.people.accounts import Person
@@ -62,6 +63,8 @@ class Intake:
         Called with an upload that is stored and to be sent on; None if it stays here.
     ended
         Called with an upload that has ended in whatever way.
+    spool
+        Folder for chunks that the store takes whole, while they come; None for the system's own.
     """
 
     def __init__(
@@ -73,9 +76,10 @@ class Intake:
         key: bytes = b"",
         forward: Callable[[str], None] | None = None,
         ended: Callable[[str], None] = lambda _upload: None,
+        spool: Path | None = None,
     ) -> None:
         self.ledger, self.store, self.terms = ledger, store, terms
-        self._along, self._key, self._forward, self._ended = along, key, forward, ended
+        self._along, self._key, self._forward, self._ended, self._spool = along, key, forward, ended, spool
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._announcing = threading.Lock()  # nobody reserves what another one has just been promised
         self._places = Places()
@@ -161,7 +165,7 @@ class Intake:
 
     # Chunks
 
-    def arrive(self, upload: Upload, number: int, length: int, proof: Proof) -> Arrival:
+    def arrive(self, upload: Upload, number: int, length: int, proof: Proof | None) -> Arrival:
         """Let a chunk of `length` bytes come; give it to `settle` at its end, and to `leave` in any case.
 
         Raises
@@ -170,7 +174,7 @@ class Intake:
             400 if it has no such number or length.
         """
         self.check_length(upload, number, length)
-        arrival = Arrival(upload, number, proof, self._key)
+        arrival = Arrival(upload, number, proof, self._key, self._spool)
         if self.store.in_place:
             self._places.take(arrival, self.store)
         try:
@@ -195,7 +199,8 @@ class Intake:
         self.check_length(upload, number, arrival.length)
         chunk = arrival.proved()
         if chunk is None:
-            raise Refused(406, f"chunk {number} did not arrive as it was sent: its {arrival.proof.kind} is another one")
+            kind = arrival.proof.kind if arrival.proof else Kind.BLAKE3
+            raise Refused(406, f"chunk {number} did not arrive as it was sent: its {kind} is another one")
         try:
             with self._lock(upload.id, number), self._places.closed(arrival) as complete:
                 if complete:  # and nobody else has entered this chunk since it came: that takes the place away
@@ -210,11 +215,15 @@ class Intake:
         """Let an arrival end, however it went."""
         self._places.leave(arrival)
 
-    def keep(self, upload: Upload, number: int, pieces: Pieces, proof: Proof) -> None:
-        """Take in a chunk that is at hand, as `arrive` and `settle` do."""
-        arrival = Arrival(upload, number, proof, self._key)
-        arrival.add(pieces)
-        self.settle(arrival)
+    def keep(self, upload: Upload, number: int, length: int, blocks: Pieces, proof: Proof | None = None) -> None:
+        """Take in a chunk that is at hand, block by block, as `arrive` and `settle` do."""
+        arrival = self.arrive(upload, number, length, proof)
+        try:
+            for block in blocks:
+                arrival.add([block])
+            self.settle(arrival)
+        finally:
+            self.leave(arrival)
 
     def write(self, upload: Upload, chunk: Chunk, pieces: Pieces, *, count: bool = True) -> None:
         """Write a verified chunk, and count it."""
@@ -260,11 +269,10 @@ class Intake:
         return held
 
     def _copy(self, upload: Upload, number: int, digest: bytes, source: Upload, place: int) -> bool:
-        length = source.length(place)
+        start, length = place * source.chunk_size, source.length(place)
         try:
-            start = place * source.chunk_size
-            pieces = list(self.store.read(source.slot, start, start + length))
-            self.keep(upload, number, pieces, Proof(Kind.BLAKE3, digest.hex()))
+            blocks = self.store.read(source.slot, start, start + length)
+            self.keep(upload, number, length, blocks, Proof(Kind.BLAKE3, digest.hex()))
         except UserError as error:  # not there any more, or changed by somebody: then it is sent
             get_logger().debug("not copied", upload=upload.id, chunk=number, reason=str(error))
             return False

@@ -146,9 +146,8 @@ class OwnDoor:
         given = request.headers.get("content-length")
         arrival = await run_in_threadpool(self._intake.arrive, upload, number, int(given) if given else expected, proof)
         try:
-            async with self._room.of(arrival.memory):
-                await pour(request, expected, self._stall, arrival.add)
-                await run_in_threadpool(self._noted, upload, lambda: self._intake.settle(arrival))
+            await pour(request, expected, self._stall, arrival.add)
+            await run_in_threadpool(self._noted, upload, lambda: self._intake.settle(arrival))
         finally:
             self._intake.leave(arrival)
 
@@ -158,7 +157,8 @@ class OwnDoor:
             body = await gather(request, most, self._stall)
 
             def keep() -> None:
-                self._intake.keep(upload, number, [_from_json(b"".join(body.pieces))], proof)
+                chunk = _from_json(b"".join(body.pieces))
+                self._intake.keep(upload, number, len(chunk), [chunk], proof)
 
             await run_in_threadpool(self._noted, upload, keep)
 

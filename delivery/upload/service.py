@@ -58,7 +58,8 @@ def make_app(settings: IntakeSettings) -> FastAPI:
     along = Along(ledger, store, key)
     terms = Terms(settings.space, settings.unknown_size, settings.memory)
     errands, tails = _Errands(settings), Tails(settings.spool)
-    intake = Intake(ledger, store, along, terms, key, errands.forward if settings.forward else None, tails.forget)
+    forward = errands.forward if settings.forward else None
+    intake = Intake(ledger, store, along, terms, key, forward, tails.forget, settings.spool)
     taking = Taking(intake, settings.root_folders, settings.settle, errands.take)
 
     @asynccontextmanager

@@ -21,7 +21,9 @@ class IntakeSettings(ServiceSettings):
     store: str = option(
         "uploads", help="Where files end: a folder, s3://bucket/prefix or mongodb://host/database.", group="Store"
     )
-    spool: Path = option(Path("spool"), help="Folder for the beginnings of chunks that tus sends.", group="Store")
+    spool: Path = option(
+        Path("spool"), help="Folder for chunks on their way that can't be written to their places yet.", group="Store"
+    )
     space: Size = option(0, ge=0, help="Most bytes of all uploads: 50TB; 0: what the disk takes.", group="Store")
     spare: Size = option(1_000_000_000, ge=0, help="Bytes of the disk that are left to others.", group="Store")
     expire: Duration = option(86_400.0, gt=0, help="Silence after which an open upload expires.", group="Store")

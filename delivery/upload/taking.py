@@ -6,9 +6,10 @@ from pathlib import Path
 from delivery.files.roots import Found, Root
 from delivery.files.version import SourceChanged, Stamp
 from delivery.people.accounts import Person
-from delivery.upload.digests import Kind, leaf
+from delivery.upload.digests import Kind
 from delivery.upload.intake import Intake, Refused
-from delivery.upload.ledger import Chunk, State, Upload
+from delivery.upload.ledger import State, Upload
+from delivery.upload.sender import FileSource
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
 
@@ -70,12 +71,12 @@ class Taking:
     def _cut(self, upload: Upload, root: Root) -> None:
         stamp = Stamp(*upload.more["stamp"])
         held = {chunk.number for chunk in self._intake.ledger.chunks(upload.id)}
-        with root.open(upload.more["path"], stamp) as descriptor, open(descriptor, "rb", 0, closefd=False) as file:
+        with root.open(upload.more["path"], stamp) as descriptor:
+            source = FileSource(descriptor, Path(upload.more["path"]))
             for number in range(upload.chunk_count):
                 if number not in held:
-                    file.seek(number * upload.chunk_size)
-                    content = file.read(upload.length(number))
-                    self._intake.write(upload, Chunk(number, len(content), leaf([content])), [content])
+                    start, length = number * upload.chunk_size, upload.length(number)
+                    self._intake.keep(upload, number, length, source.blocks(start, start + length))
         with root.open(upload.more["path"], stamp):  # still the file that it was
             pass
 

@@ -3,6 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from unittest.mock import Mock
 
 import httpx
@@ -135,17 +136,27 @@ class Sender:
         except Refused as error:
             self.refused = error.status
         finally:
-            self._intake.leave(self._arrival)
+            self.leave()
         return False
+
+    def leave(self) -> None:
+        self._intake.leave(self._arrival)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_whatever_the_order_of_their_parts_what_counts_is_in_its_place(taken, data):
+    with ExitStack() as leaving:
+        send_in_any_order(taken, data, leaving)
+
+
+def send_in_any_order(taken: Intake, data: st.DataObject, leaving: ExitStack) -> None:
     upload = taken.announce(ADA, f"{os.urandom(8).hex()}.h5", 30, 30)
     kinds = st.tuples(st.sampled_from(CONTENTS), st.booleans())
     chosen = data.draw(st.lists(kinds, min_size=1, max_size=4))
     senders = [Sender(taken, upload, content, damaged=damaged) for content, damaged in chosen]
+    for sender in senders:
+        leaving.callback(sender.leave)
     while senders:
         sender = data.draw(st.sampled_from(senders))
         if not sender.go_on():
@@ -153,7 +164,7 @@ def test_whatever_the_order_of_their_parts_what_counts_is_in_its_place(taken, da
             counted = taken.ledger.chunk(upload.id, 0)
             assert sender.refused in (0, 406, 503)
     if any(not damaged for _, damaged in chosen) and counted is None:
-        taken.keep(upload, 0, [chosen[0][0]], Proof(Kind.BLAKE3, digest(chosen[0][0])))  # as a refused sender would
+        taken.keep(upload, 0, 30, [chosen[0][0]], Proof(Kind.BLAKE3, digest(chosen[0][0])))  # as a refused sender would
         counted = taken.ledger.chunk(upload.id, 0)
     if counted:
         assert blake3(b"".join(taken.store.read(upload.slot, 0, 30))).digest() == counted.blake3
@@ -168,8 +179,9 @@ def test_nobody_takes_a_place_that_is_being_filled(taken, monkeypatch):
         late.append(taken.arrive(upload, 0, 30, Proof(Kind.BLAKE3, digest(CONTENTS[1]))))
 
     monkeypatch.setattr(taken.store, "put", meanwhile)
-    taken.keep(upload, 0, [CONTENTS[0]], Proof(Kind.BLAKE3, digest(CONTENTS[0])))
+    taken.keep(upload, 0, 30, [CONTENTS[0]], Proof(Kind.BLAKE3, digest(CONTENTS[0])))
     late[0].add([CONTENTS[1]])
+    taken.leave(late[0])
     assert b"".join(taken.store.read(upload.slot, 0, 30)) == CONTENTS[0]
 
 
@@ -180,7 +192,7 @@ def test_a_place_that_was_filled_just_now_is_not_taken(taken, monkeypatch):
     def meanwhile(*given: object) -> object:
         monkeypatch.setattr(taken.ledger, "chunk", chunk)
         before = chunk(*given)
-        taken.keep(upload, 0, [CONTENTS[0]], proof)
+        taken.keep(upload, 0, 30, [CONTENTS[0]], proof)
         return before
 
     monkeypatch.setattr(taken.ledger, "chunk", meanwhile)
@@ -229,12 +241,14 @@ def test_what_has_ended_meanwhile_is_told_to_all(taken):
     with pytest.raises(Refused) as refused:
         taken.settle(first)
     assert refused.value.status == 410
+    for arrival in (first, second):
+        taken.leave(arrival)
 
 
 def test_nothing_is_written_to_a_file_that_has_its_name(taken):
     upload = taken.announce(ADA, f"{os.urandom(8).hex()}.h5", None, 10)
     late = taken.arrive(upload, 5, 10, Proof(Kind.BLAKE3, digest(b"z" * 10)))
-    taken.keep(upload, 0, [b"0123456789"], Proof(Kind.BLAKE3, digest(b"0123456789")))
+    taken.keep(upload, 0, 10, [b"0123456789"], Proof(Kind.BLAKE3, digest(b"0123456789")))
     whole = Proof(Kind.TREE, blake3(blake3(b"0123456789").digest()).hexdigest())
     stored = taken.finalise(upload, whole, size=10)
     with pytest.raises(Gone):

@@ -2,6 +2,9 @@
 
 import os
 import random
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
@@ -14,6 +17,8 @@ from delivery.upload.intake import Intake, Terms
 from delivery.upload.ledger import Ledger, Upload
 from delivery.upload.stores import ChunkStore, Gone, NoRoom, Slot, open_store
 from ministream.base.errors import UserError
+from tests.delivery.intake_service import intake as service
+from tests.delivery.intake_service import made, tree
 
 CHUNK = 5 << 20
 """The least that S3 takes."""
@@ -90,7 +95,7 @@ def intake(store, tmp_path):
 
 def taken_in(intake: Intake, name: str, content: bytes) -> Upload:
     upload = intake.announce(Person("ada", Role.OPERATOR), name, len(content), CHUNK)
-    intake.keep(upload, 0, [content], Proof(Kind.BLAKE3, blake3(content).hexdigest()))
+    intake.keep(upload, 0, len(content), [content], Proof(Kind.BLAKE3, blake3(content).hexdigest()))
     return intake.finalise(upload, None)
 
 
@@ -139,11 +144,36 @@ def test_large_chunks_become_children(mongod):
     content = os.urandom(40 << 20)
     slot = begun(store, len(content), chunk_size=len(content))
     store.put(slot, 0, [content])
-    assert store._children.count_documents({}) == 3
+    assert store._children.count_documents({}) == 40
     assert read(store, finished(store, slot), 15_000_000, 33_000_000) == content[15_000_000:33_000_000]
     store.drop(slot)
     assert store._children.count_documents({}) == store._chunks.count_documents({}) == 0
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("server", "url"), [("", "{}/store"), ("seaweed", "s3://artefacts/memory"), ("mongod", "{}/memory")]
+)
+def test_chunks_of_the_usual_size_take_little_memory(server, url, request, tmp_path):
+    size, count = 16 << 20, 4
+    where = request.getfixturevalue(server) if server else tmp_path
+    content = os.urandom(size)
+    digests = {"chunks": {number: blake3(content).hexdigest() for number in range(count)}}
+    with ThreadPoolExecutor(8) as pool, service(tmp_path, "--store", url.format(where)) as running:
+        first, *others = (running.prepare(f"{copy}.h5", count * size, size) for copy in range(4))
+        for answer in pool.map(lambda number: running.put(first, number, content), range(count)):
+            made(answer)
+        made(running.finalise(first, tree(content * count, size)))
+        known = [f"/upload/{other}/known" for other in others]
+        for answer in pool.map(lambda path: running.operator.post(path, json=digests), known):
+            assert answer.json() == {"held": list(range(count))}
+        assert peak(running) < 150e6
+
+
+def peak(running) -> int:
+    """Return the most memory that a service has held, in bytes."""
+    status = Path(f"/proc/{running.process.process.pid}/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024
 
 
 def test_a_file_has_its_room_from_the_beginning_and_its_name_at_the_end(tmp_path):

@@ -3,7 +3,7 @@
 All methods block, may be called by several threads at once, and can be repeated: after a kill they are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -12,8 +12,8 @@ from ministream.base.errors import UserError
 BLOCK = 1 << 20
 """Bytes read at a time."""
 
-Pieces = Sequence[bytes | bytearray | memoryview]
-"""The bytes of a chunk, as they came: to put them together would cost as much as to receive them."""
+Pieces = Iterable[bytes | bytearray | memoryview]
+"""The bytes of a chunk, as they came, to be gone over more than once: nobody puts them together in memory."""
 
 
 class Slot(NamedTuple):

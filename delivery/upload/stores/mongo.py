@@ -5,17 +5,20 @@ A chunk's document says into how many children it was cut. They are written befo
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Semaphore
 from typing import Any
 
 import pymongo
-from bson.binary import Binary
 from pymongo.errors import PyMongoError
 
 from delivery.upload.stores import Gone, NoRoom, Pieces, Slot
 from ministream.base.errors import UserError
 
-LARGEST = 15 << 20
-"""Bytes in a document: MongoDB takes 16 MiB with all that stands beside them."""
+LARGEST = 1 << 20
+"""Bytes in a document: MongoDB takes 16 MiB, but its client holds each several times while it is sent."""
+
+WRITERS = 2
+"""Chunks on their way at once: of each, one document."""
 
 _DISK_FULL = 14031
 
@@ -33,6 +36,7 @@ class MongoChunks:
             raise UserError(f"store mongodb://…: {error}; give mongodb://user:password@host/database") from error
         self._uploads, self._files = database["uploads"], database["files"]
         self._chunks, self._children = database["chunks"], database["chunk_children"]
+        self._writers = Semaphore(WRITERS)
 
     def begin(self, slot: Slot, *, exact: bool) -> str:  # noqa: ARG002 - MongoDB reserves nothing
         """Note the upload; how much room there is, only MongoDB's own operator knows."""
@@ -42,18 +46,17 @@ class MongoChunks:
 
     def put(self, slot: Slot, number: int, pieces: Pieces, at: int = 0) -> None:  # noqa: ARG002 - always whole
         """Write a chunk, in place of one that was there."""
-        parent, chunk = {"_id": _id(slot, number)}, b"".join(pieces)
-        with _told():
+        parent, count = {"_id": _id(slot, number)}, -(-sum(map(len, pieces)) // LARGEST)
+        with _told(), self._writers:
             if self._uploads.find_one({"_id": slot.id}) is None:
                 raise Gone(f"{slot.id}: this upload has ended")
-            if len(chunk) <= LARGEST:
-                self._chunks.replace_one(parent, {"data": Binary(chunk), "children": 0}, upsert=True)
+            documents = recut(pieces, LARGEST)
+            if count <= 1:
+                self._chunks.replace_one(parent, {"data": next(documents, b""), "children": 0}, upsert=True)
                 return
-            starts = range(0, len(chunk), LARGEST)
-            for child, start in enumerate(starts):
-                data = Binary(chunk[start : start + LARGEST])
+            for child, data in enumerate(documents):
                 self._children.replace_one({"_id": {**parent["_id"], "child": child}}, {"data": data}, upsert=True)
-            self._chunks.replace_one(parent, {"children": len(starts)}, upsert=True)
+            self._chunks.replace_one(parent, {"children": count}, upsert=True)
 
     def read(self, slot: Slot, start: int, stop: int) -> Iterator[bytes]:
         """Yield the bytes from `start` up to, without, `stop`."""
@@ -100,6 +103,22 @@ class MongoChunks:
                 if found is None:
                     raise Gone(f"chunk {number} of {slot.id} has lost child {child}")
                 yield found["data"]
+
+
+def recut(pieces: Pieces, size: int) -> Iterator[bytes]:
+    """Yield the same bytes in pieces of `size`; the last may be smaller."""
+    document = bytearray()
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            room = size - len(document)
+            document += rest[:room]
+            rest = rest[room:]
+            if len(document) == size:
+                yield bytes(document)
+                document.clear()
+    if document:
+        yield bytes(document)
 
 
 def _id(slot: Slot, number: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ this package, has no multipart uploads that outlive a process; hence boto3, whic
 same environment (``AWS_ENDPOINT`` or ``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, …).
 """
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +52,7 @@ class S3Chunks:
     def put(self, slot: Slot, number: int, pieces: Pieces, at: int = 0) -> None:  # noqa: ARG002 - always whole
         """Upload a part."""
         with self._told():
-            self._client.upload_part(
-                **self._key(slot), UploadId=slot.handle, PartNumber=number + 1, Body=b"".join(pieces)
-            )
+            self._client.upload_part(**self._key(slot), UploadId=slot.handle, PartNumber=number + 1, Body=_Body(pieces))
 
     def read(self, slot: Slot, start: int, stop: int) -> Iterator[bytes]:
         """Yield bytes of a finished object."""
@@ -116,6 +115,31 @@ class S3Chunks:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"store {self._url}: {error}") from error
+
+
+class _Body:
+    """Pieces as the file that boto3 reads from its beginning for each digest, and to send it."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces, self._length = pieces, sum(map(len, pieces))
+        self.seek(0)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int) -> None:
+        if offset:
+            raise io.UnsupportedOperation("it can be read from its beginning alone")
+        self._rest, self._piece, self._at = iter(self._pieces), memoryview(b""), 0
+
+    def read(self, size: int) -> bytes:
+        self._piece = self._piece or memoryview(next(self._rest, b""))
+        some, self._piece = bytes(self._piece[:size]), self._piece[size:]
+        self._at += len(some)
+        return some
 
 
 def _is_gone(error: ClientError) -> bool:
