@@ -117,7 +117,7 @@ class _Service:
             reason = f"internal fault of the receiver: {error!r}"
         report = self._report(run, time.monotonic() - began, hear)
         self._end(run, state, reason, report=report)
-        if state is State.COMPLETE and (files := last_files(run.progress.files)):
+        if state is State.COMPLETE and (files := last_files(Path(settings.output), run.progress.files)):
             self._uploads.send(files, scan_of(files[0]))
 
     def _end(self, run: Run, state: State, reason: str, *, report: str | None = None) -> None:

@@ -22,12 +22,13 @@ GRACE = 10.0
 """Seconds that uploads have to end once the receiver does."""
 
 
-def last_files(written: Sequence[str]) -> list[Path]:
-    """Return the files of the last window: the whole volume, and the slabs that it may consist of."""
-    if not written:
-        return []
-    last = Path(written[-1])
-    return sorted(last.parent.glob(f"{last.name.partition('-')[0]}-recon*.h5"))
+def last_files(output: Path, written: Sequence[str]) -> list[Path]:
+    """Return the files of the last window: the whole volume, and the slabs that it may consist of.
+
+    Workers elsewhere have `written` them to this folder under whatever name it has there.
+    """
+    window = Path(written[-1]).name.partition("-")[0] if written else "none"
+    return sorted(output.glob(f"{window}-recon*.h5"))
 
 
 class Uploads(Owner):

@@ -43,7 +43,9 @@ def ends(heard: list[dict]) -> list[str]:
 def test_the_files_of_the_last_window_are_sent(tmp_path, service, heard):
     for name in ("000060-recon.h5", "000120-recon.rows0-9.h5", "000120-recon.h5", "report.html"):
         write(tmp_path / name, "scan_7")
-    files = last_files([str(tmp_path / "000060-recon.h5"), str(tmp_path / "000120-recon.rows0-9.h5")])
+    files = last_files(
+        tmp_path, ["/as/mounted/elsewhere/000060-recon.h5", "/as/mounted/elsewhere/000120-recon.rows0-9.h5"]
+    )
     assert [file.name for file in files] == ["000120-recon.h5", "000120-recon.rows0-9.h5"]
     with Uploads(service.url, str(service.token_file)) as uploads:
         uploads.send(files, "scan_7")
@@ -98,4 +100,4 @@ def test_without_the_setting_nothing_is_sent(tmp_path, heard):
     with Uploads("", "") as uploads:
         uploads.send([tmp_path / "000060-recon.h5"], "scan_7")
     assert heard == []
-    assert last_files([]) == []
+    assert last_files(tmp_path, []) == []
