@@ -17,6 +17,7 @@ from starlette.responses import Response
 from delivery.database import LARGEST
 from delivery.people.accounts import Person
 from delivery.people.api import Door
+from delivery.upload.arriving import Arrival
 from delivery.upload.bodies import Room, gather, pour
 from delivery.upload.digests import Kind, Proof
 from delivery.upload.intake import Intake, Refused
@@ -27,6 +28,9 @@ from delivery.web.ranges import RangeResponse
 
 LATEST = 200
 """Uploads that a list has at most."""
+
+OLD_COPIES = 4
+"""Times that an old client's body is in memory: as it came, in one piece, as a text, and the text in it."""
 
 MOST_LINES = 1000
 """Lines of the audit trail in an answer."""
@@ -115,8 +119,7 @@ class OwnDoor:
             """Send a chunk as the body, with its digest; again, and it is left as it is."""
             old = self._is_old(request)
             proof = digests.proof(old=old, whole=False)
-            upload = await run_in_threadpool(self._intake.find_fillable, person, name)
-            await (self._take_old if old else self._take)(request, upload, number, proof)
+            await (self._take_old if old else self._take)(request, person, name, number, proof)
             return {"file_id": name, "chunk": number}
 
         @routes.post("/upload/{name}/known")
@@ -141,19 +144,25 @@ class OwnDoor:
             raise Refused(400, "send the chunk's bytes as they are; JSON is for old clients, who are not let in here")
         return True
 
-    async def _take(self, request: Request, upload: Upload, number: int, proof: Proof) -> None:
-        expected = upload.length(number)
+    async def _take(self, request: Request, person: Person, name: str, number: int, proof: Proof) -> None:
         given = request.headers.get("content-length")
-        arrival = await run_in_threadpool(self._intake.arrive, upload, number, int(given) if given else expected, proof)
+
+        def begin() -> Arrival:
+            upload = self._intake.find_fillable(person, name)
+            return self._intake.arrive(upload, number, int(given) if given else upload.length(number), proof)
+
+        arrival = await run_in_threadpool(begin)
+        upload = arrival.upload
         try:
-            await pour(request, expected, self._stall, arrival.add)
+            await pour(request, upload.length(number), self._stall, arrival.add)
             await run_in_threadpool(self._noted, upload, lambda: self._intake.settle(arrival))
         finally:
             self._intake.leave(arrival)
 
-    async def _take_old(self, request: Request, upload: Upload, number: int, proof: Proof) -> None:
+    async def _take_old(self, request: Request, person: Person, name: str, number: int, proof: Proof) -> None:
+        upload = await run_in_threadpool(self._intake.find_fillable, person, name)
         most = 4 * (-(-upload.length(number) // 3)) + 1024
-        async with self._room.of(most):
+        async with self._room.of(OLD_COPIES * most):
             body = await gather(request, most, self._stall)
 
             def keep() -> None:
