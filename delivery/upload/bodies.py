@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from delivery.upload.arriving import BATCH
 from delivery.upload.intake import Refused
 from delivery.upload.stores import Pieces
-from delivery.web.bodies import limit_body
+from delivery.web.bodies import SLOWEST, limit_body
 from delivery.web.socket_body import rest_of
 
 SMALL = 16 << 10
@@ -19,17 +19,36 @@ SMALL = 16 << 10
 
 
 class Room:
-    """Memory for chunks that are on their way: whoever finds none left waits, and the line with it."""
+    """Memory for bodies that are held until they can be written: whoever finds none left waits, and the line with it.
 
-    def __init__(self, size: int) -> None:
-        self._free, self._changed = size, asyncio.Condition()
+    Parameters
+    ----------
+    size
+        Bytes.
+    patience
+        Seconds that somebody waits at most.
+    """
+
+    def __init__(self, size: int, patience: float) -> None:
+        self._size, self._free, self._patience, self._changed = size, size, patience, asyncio.Condition()
 
     @asynccontextmanager
     async def of(self, count: int) -> AsyncIterator[None]:
-        """Have so many bytes until the end of the block."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._free >= count)
-            self._free -= count
+        """Have so many bytes until the end of the block.
+
+        Raises
+        ------
+        Refused
+            400 if there are never so many, 503 if others have held them for too long.
+        """
+        if count > self._size:
+            raise Refused(400, f"this would take {count} bytes of memory, of {self._size}: send smaller chunks")
+        try:
+            async with asyncio.timeout(self._patience), self._changed:
+                await self._changed.wait_for(lambda: self._free >= count)
+                self._free -= count
+        except TimeoutError as error:
+            raise Refused(503, "too many others are sending now: try again") from error
         try:
             yield
         finally:
@@ -99,18 +118,21 @@ async def pour(request: Request, most: int, stall: float, into: Callable[[Pieces
 
 
 async def blocks(request: Request, stall: float, most: float = math.inf) -> AsyncIterator[bytes]:
-    """Yield a request's body as it comes; raises as `gather` does."""
+    """Yield a request's body as it comes; raises as `gather` does, and 408 as well if it comes too slowly."""
     limit_body(request, math.inf)
-    clock, length = asyncio.get_running_loop().time, 0
+    clock, length, waited = asyncio.get_running_loop().time, 0, 0.0
     with _told(stall):
         async with asyncio.timeout(stall) as limit:
+            since = clock()
             async for block in request.stream():
                 limit.reschedule(None)
+                waited += clock() - since
                 length += len(block)
                 if length > most:
                     raise Refused(400, f"there are more than the {most} bytes that this may have")
                 yield block
-                limit.reschedule(clock() + stall)
+                since = clock()
+                limit.reschedule(since + min(stall, stall + length / SLOWEST - waited))
 
 
 @contextmanager
@@ -118,6 +140,6 @@ def _told(stall: float) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise Refused(408, f"nothing came for {stall:g} s") from error
+        raise Refused(408, f"nothing came for {stall:g} s, or too little for longer") from error
     except ClientDisconnect as error:
         raise Refused(400, "the line was cut") from error

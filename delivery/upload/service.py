@@ -27,13 +27,14 @@ from delivery.upload.stores import Gone, NoRoom, open_store
 from delivery.upload.taking import Taking
 from delivery.upload.token import add_token_route
 from delivery.upload.tus import TusDoor
-from delivery.web.app import create_app, serve
+from delivery.web.app import LATER, create_app, serve
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
 
 LOOK = 30.0
 """Seconds between two looks for what has expired."""
 
+_LATER = 503
 _STATUS = {NoLicence: 402, OverQuota: 429, NoRoom: 507, Gone: 410}
 
 
@@ -84,7 +85,7 @@ def make_app(settings: IntakeSettings) -> FastAPI:
     account_terms = people.Terms(settings.licence, settings.quota) if settings.registration else None
     people.add_routes(app, accounts, logins, door, account_terms)
     add_token_route(app, accounts, logins, ledger)
-    room = Room(settings.memory)
+    room = Room(settings.memory, settings.stall)
     OwnDoor(intake, door, room, taking, settings.stall, old=bool(key)).add_to(app)
     TusDoor(intake, door, room, tails, settings.stall).add_to(app)
     _tell_faults(app)
@@ -158,7 +159,7 @@ def _tell_faults(app: FastAPI) -> None:
 
 
 def _told(status: int, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, status)
+    return JSONResponse({"detail": str(error)}, status, LATER if status == _LATER else None)
 
 
 def _measure(app: FastAPI, ledger: Ledger) -> None:

@@ -28,7 +28,10 @@ class IntakeSettings(ServiceSettings):
     spare: Size = option(1_000_000_000, ge=0, help="Bytes of the disk that are left to others.", group="Store")
     expire: Duration = option(86_400.0, gt=0, help="Silence after which an open upload expires.", group="Store")
     memory: Size = option(
-        32 << 20, ge=1 << 20, help="Bytes of chunks held at once; the largest chunk, too.", group="Store"
+        32 << 20,
+        ge=1 << 20,
+        help="Bytes held at once of what tus and old clients send; the largest chunk, too.",
+        group="Store",
     )
     stall: Duration = option(60.0, gt=0, help="Silence after which a request for a chunk is given up.", group="Store")
     unknown_size: Size = option(

@@ -262,6 +262,15 @@ def test_old_clients_send_json_and_hmacs_and_tell_the_size_at_the_end(service):
     assert stored(service, file) == content
 
 
+def test_a_chunk_in_json_that_memory_can_never_hold_is_refused_at_once(tmp_path):
+    with intake(tmp_path, "--memory", "2MiB", "--old-clients-key", OLD_KEY) as service:
+        upload, chunk = service.prepare("old.h5", None, 1 << 20), os.urandom(1 << 20)
+        answer = service.operator.post(
+            f"/upload/{upload}/chunk/0", json=base64.b64encode(chunk).decode(), headers=old_digest(chunk)
+        )
+        assert (answer.status_code, "send smaller chunks" in answer.text) == (400, True)
+
+
 def test_json_that_holds_no_chunk_is_refused(service):
     upload = service.prepare(name(), None)
     path = f"/upload/{upload}/chunk/0"

@@ -225,6 +225,29 @@ def test_a_line_that_is_dead_does_not_hold_up_the_next_one(service):
     assert stored(service, file) == content
 
 
+def trickled(line: socket.socket) -> bytes | None:
+    """Send one more byte, and return the answer if there is one."""
+    line.sendall(b"x")
+    try:
+        return line.recv(1000)
+    except TimeoutError:
+        return None
+
+
+@pytest.mark.timeout(30)
+def test_one_who_trickles_holds_up_nobody_for_long(tmp_path):
+    with intake(tmp_path, "--memory", "1MiB", "--stall", "1 s") as service:
+        slow, other = create(service, 1 << 20), create(service, 10)
+        with open_line(service, slow, 0, b"x", 1 << 20) as line:
+            line.settimeout(0.1)
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(patch, service, other, 0, bytes(10))
+                while (answer := trickled(line)) is None:
+                    pass
+                assert answer.startswith(b"HTTP/1.1 408")
+                assert waiting.result().status_code in (204, 503)
+
+
 def test_a_kill_costs_no_more_than_a_chunk(tmp_path):
     content = os.urandom(3 * CHUNK)
     with intake(tmp_path) as service:
