@@ -18,7 +18,8 @@ from aps_mini_apps.daq.stream import frames
 from aps_mini_apps.dist.correction import Correction
 from aps_mini_apps.dist.distributor import Distributor
 from aps_mini_apps.dist.stripes import StripeFilter
-from aps_mini_apps.frames import Frame
+from aps_mini_apps.frames import Frame, RowRange
+from aps_mini_apps.geometry import LeaningAxis
 from aps_mini_apps.sirt import axis
 from aps_mini_apps.sirt.projectors import Backend, Model, Norm, choose_backend, make_projector
 from aps_mini_apps.sirt.projectors.memory import Task, check_memory
@@ -59,13 +60,14 @@ def reconstruct(
     scan: str | Path | Source,
     *,
     iterations: int = 30,
-    center: float | None = None,
+    center: float | str | None = None,
     length: int | None = None,
     step: int | None = None,
     remove_stripes: bool = False,
     backend: Backend = "numba",
     model: Model = "exact",
     norm: Norm = "squared",
+    circle: float | None = None,
     algorithm: str = "sirt",
     parameters: Mapping[str, Any] | None = None,
 ) -> npt.NDArray[np.float32]:
@@ -78,9 +80,12 @@ def reconstruct(
     iterations
         Updates per window.
     center
-        Rotation axis, columns; None takes the source's, or the middle of the detector.
+        Rotation axis, columns; "A:B" for one that leans, from A at the first row to B at the last; None takes the
+        source's, or the middle of the detector.
     length, step
         Window length and step in projections; all of them unless given: then there is one window.
+    backend, model, norm, circle
+        As `make_projector` takes them.
     algorithm, parameters
         As `--algorithm` and `--parameter` of `ministream sirt` take them.
 
@@ -106,6 +111,7 @@ def reconstruct(
             backend=backend,
             model=model,
             norm=norm,
+            circle=circle,
             algorithm=algorithm,
             parameters=parameters,
         )
@@ -117,10 +123,11 @@ def reconstruct_frames(
     iterations: int,
     length: int,
     step: int,
-    center: float | None = None,
+    center: float | str | None = None,
     backend: Backend = "numba",
     model: Model = "exact",
     norm: Norm = "squared",
+    circle: float | None = None,
     algorithm: str = "sirt",
     parameters: Mapping[str, Any] | None = None,
 ) -> npt.NDArray[np.float32]:
@@ -129,15 +136,25 @@ def reconstruct_frames(
     first = next(arrivals)
     slices, columns = first.pixels.shape
     chosen = choose_algorithm(algorithm, parameters)
-    task = Task(columns=columns, window=length, held=chosen.held(length), backend=choose_backend(backend))
+    rows, axis_per_slice = first.rows or RowRange(start=0, stop=slices, total=slices), isinstance(center, str)
+    axis_of_rows = LeaningAxis.parse(center).centers(rows) if isinstance(center, str) else center
+    task = Task(
+        columns=columns,
+        window=length,
+        held=chosen.held(length),
+        backend=choose_backend(backend),
+        axis_per_slice=axis_per_slice,
+    )
     check_memory(slices, task)
-    projector = make_projector(backend, slices, columns, model=model, norm=norm)
+    projector = make_projector(
+        backend, slices, columns, model=model, norm=norm, circle=circle, axis_per_slice=axis_per_slice
+    )
     reconstruction = Reconstruction(
         projector,
         length=length,
         step=step,
         iterations=iterations,
-        center=center,
+        center=axis_of_rows,
         algorithm=chosen,
     )
     for _update in reconstruction.run(chain([first], arrivals)):

@@ -7,6 +7,7 @@ Image `f[row, col]` of N x N unit pixels; a ray at angle theta (radians) and det
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -62,3 +63,45 @@ def check_center(center: float, columns: int) -> float:
     if not 0.0 < center < columns:
         raise ValueError(f"centre {center:g} lies outside the detector: give one between 0 and {columns} columns")
     return center
+
+
+@dataclass(frozen=True, slots=True)
+class LeaningAxis:
+    """A rotation axis that leans against the detector's columns: its centre differs by row.
+
+    Attributes
+    ----------
+    first, last
+        Centre at the first and at the last of the distributed rows, columns; linear between.
+    """
+
+    first: float
+    last: float
+
+    @classmethod
+    def parse(cls, text: str) -> "LeaningAxis":
+        """Return the axis that is written `FIRST:LAST`.
+
+        Raises
+        ------
+        ValueError
+            If it is not.
+        """
+        first, _, last = text.partition(":")
+        try:
+            return cls(float(first), float(last))
+        except ValueError as error:
+            raise ValueError(f"{text!r} is no rotation axis: give columns, as 296, or as 295.5:296.5") from error
+
+    def check(self, columns: int) -> None:
+        """Raise ValueError if an end of it does not lie on a detector of `columns` columns."""
+        check_center(self.first, columns)
+        check_center(self.last, columns)
+
+    def centers(self, rows: RowRange) -> npt.NDArray[np.float64]:
+        """Return the centre of each of `rows`."""
+        share = np.arange(rows.start, rows.stop) / max(rows.total - 1, 1)
+        return self.first + (self.last - self.first) * share
+
+    def __str__(self) -> str:
+        return f"{self.first:g}:{self.last:g}"

@@ -94,7 +94,7 @@ def _headline(result: Result, story: Story, quality: "Quality | None") -> list[t
     figures = [
         ("slices × rows × columns", f"{slices} × {size} × {size}"),
         ("projections reconstructed", str(attributes["angles_seen"])),
-        ("rotation axis, column", f"{_float(attributes['center']):.2f}"),
+        ("rotation axis, column", _axis(attributes["center"])),
         ("projections a second", f"{_rate(story):.1f}"),
         ("seconds", f"{story.seconds:.1f}"),
         ("last data residual", f"{_float(attributes['misfit']):.4f}"),
@@ -114,6 +114,11 @@ def _rate(story: Story) -> float:
         (_float(e.get("rate", 0)) for name, e in story.services.items() if name.startswith("sirt")),
         default=0.0,
     )
+
+
+def _axis(value: object) -> str:
+    """Return the axis in columns, to a hundredth; one that leans as it was given."""
+    return str(value) if ":" in str(value) else f"{_float(value):.2f}"
 
 
 def _float(value: object) -> float:

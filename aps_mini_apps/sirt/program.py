@@ -13,10 +13,11 @@ from typing import Any, cast
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from aps_mini_apps.compiling import Ahead, use_threads
 from aps_mini_apps.frames import Frame, FrameKind, RowRange, Volume
-from aps_mini_apps.geometry import check_center, partition_rows
+from aps_mini_apps.geometry import LeaningAxis, check_center, partition_rows
 from aps_mini_apps.links import FrameReceiver
 from aps_mini_apps.links.pubsub import VolumePublisher
 from aps_mini_apps.links.push import PullReceiver
@@ -25,7 +26,7 @@ from aps_mini_apps.sirt.algorithms import Algorithm
 from aps_mini_apps.sirt.projectors import Backend, Projector, choose_backend, load_backend, make_projector
 from aps_mini_apps.sirt.projectors.memory import Task, check_memory
 from aps_mini_apps.sirt.reconstruction import AxisSearch, Reconstruction, Update
-from aps_mini_apps.sirt.settings import SirtSettings
+from aps_mini_apps.sirt.settings import SirtSettings, leans
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 from aps_mini_apps.sirt.writer import ReconstructionWriter, check_writable, write_volume
 from aps_mini_apps.wire.note import Note
@@ -102,10 +103,18 @@ def _make_projector(
         half=settings.half,
         copies=2 if settings.pub_addr else 1,  # what is published is put into a message
         history=settings.history if settings.center == "auto" else 0,
+        axis_per_slice=leans(settings.center),
     )
     check_memory(slices, task)
     return make_projector(
-        backend, slices, columns, model=settings.model, norm=settings.norm, circle=settings.circle, half=settings.half
+        backend,
+        slices,
+        columns,
+        model=settings.model,
+        norm=settings.norm,
+        circle=settings.circle,
+        axis_per_slice=leans(settings.center),
+        half=settings.half,
     )
 
 
@@ -186,14 +195,13 @@ class _Session:
         self.monitor = _Monitor()
         self.algorithm = algorithm
         self.backend = choose_backend(settings.backend)
-        self.reconstruction = _make_reconstruction(settings, self._projector(slices, columns), algorithm)
+        center = _choose_center(settings, self.rows, columns)
+        self.reconstruction = _make_reconstruction(settings, self._projector(slices, columns), algorithm, center)
         self.first, self.invalid = first, 0
         self.last: Update | None = None
 
     def _projector(self, slices: int, columns: int) -> Projector:
         settings = self.settings
-        if settings.center not in ("auto", 0.0):
-            check_center(float(settings.center), columns)
         began = time.monotonic()
         projector = _make_projector(settings, self.algorithm, self.backend, slices, columns)
         projector.warm_up()
@@ -276,7 +284,7 @@ class _Session:
         return {
             "state": ended,
             "angles_seen": len(self.reconstruction.seen),
-            "center": last.center if last else 0.0,
+            "center": settings.center if leans(settings.center) else last.center if last else 0.0,
             "change": last.change if last else 0.0,
             "misfit": last.misfit if last else 0.0,
             **self.algorithm.about(),
@@ -310,7 +318,26 @@ class _Session:
         )
 
 
-def _make_reconstruction(settings: SirtSettings, projector: Projector, algorithm: Algorithm) -> Reconstruction:
+def _choose_center(settings: SirtSettings, rows: RowRange, columns: int) -> float | npt.NDArray[np.float64] | None:
+    """Return the axis that is given, for each of `rows` if it leans; None where it is to be found or told.
+
+    Raises
+    ------
+    ValueError
+        If it lies outside the detector.
+    """
+    if settings.center in ("auto", 0.0):
+        return None
+    if isinstance(settings.center, float):
+        return check_center(settings.center, columns)
+    axis = LeaningAxis.parse(settings.center)
+    axis.check(columns)
+    return axis.centers(rows)
+
+
+def _make_reconstruction(
+    settings: SirtSettings, projector: Projector, algorithm: Algorithm, center: float | npt.NDArray[np.float64] | None
+) -> Reconstruction:
     def announce(center: float, projections: int) -> None:
         get_logger().warning("rotation axis found: starting again", center=center, projections=projections)
 
@@ -320,7 +347,7 @@ def _make_reconstruction(settings: SirtSettings, projector: Projector, algorithm
         length=settings.window_length,
         step=settings.window_step,
         iterations=settings.window_iter,
-        center=None if automatic else float(settings.center) or None,
+        center=center,
         search=AxisSearch(settings.history, announce) if automatic else None,
         algorithm=algorithm,
     )

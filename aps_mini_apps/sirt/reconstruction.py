@@ -38,7 +38,7 @@ class Update:
     newest
         Frame number of the newest of them.
     center
-        Rotation axis that was used, columns.
+        Rotation axis that was used, columns; of one that leans, its mean over the slices.
     change
         Root mean square change of a voxel in the last update, 1/pixel.
     misfit
@@ -106,7 +106,8 @@ class Reconstruction:
     length, step, iterations
         Window length and step in projections, updates per window.
     center
-        Rotation axis in columns; None takes it from each window's newest projection, or the middle.
+        Rotation axis in columns, or that of each slice (for a projector with an axis per slice); None takes it from
+        each window's newest projection, or the middle.
     search
         Look for the axis; `center` is then where the search starts from.
     algorithm
@@ -125,14 +126,14 @@ class Reconstruction:
         length: int,
         step: int = 1,
         iterations: int = 1,
-        center: float | None = None,
+        center: float | npt.NDArray[np.float64] | None = None,
         search: AxisSearch | None = None,
         algorithm: Algorithm | None = None,
     ) -> None:
         if iterations < 1:
             raise ValueError(f"{iterations} iterations would change nothing: use 1 or more")
-        if center is not None:
-            check_center(center, projector.columns)
+        for given in np.atleast_1d([] if center is None else center).tolist():
+            check_center(given, projector.columns)
         self.projector = projector
         self.length, self.step, self.iterations = length, step, iterations
         self._center = center
@@ -180,7 +181,7 @@ class Reconstruction:
             window=self._count,
             projections=len(held),
             newest=held[-1].frame.number,
-            center=window.center,
+            center=float(np.mean(window.center)),
             change=progress.change / voxels**0.5,
             misfit=progress.misfit,
         )
@@ -204,10 +205,11 @@ class Reconstruction:
             iterations=self.iterations,
         )
 
-    def _axis_for(self, newest: Frame) -> float:
+    def _axis_for(self, newest: Frame) -> float | npt.NDArray[np.float64]:
+        if self._center is not None:
+            return self._center
         columns = self.projector.columns
-        known = newest.center if self._center is None else self._center
-        return columns / 2 if known is None else check_center(known, columns)
+        return columns / 2 if newest.center is None else check_center(newest.center, columns)
 
     def _axis_moved(self) -> list[_Held]:
         """Once a pair is in, end the search; return the projections to start from if the axis lies elsewhere."""
@@ -218,7 +220,7 @@ class Reconstruction:
             return []
         search, self._search = self._search, None
         used = self._axis_for(search.history[-1].frame)
-        if abs(found - used) < AXIS_STEP:
+        if np.abs(found - used).max() < AXIS_STEP:
             return []
         self._center = check_center(found, self.projector.columns)
         self._volume = self.projector.new_volume()

@@ -4,12 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from aps_mini_apps.geometry import LeaningAxis
 from aps_mini_apps.sirt.projectors import Backend
 from ministream.base.settings import Settings, option
 from ministream.base.units import Size
 
 
 def _center(value: object) -> object:
+    if isinstance(value, str) and ":" in value:
+        LeaningAxis.parse(value)
+        return value
     return value if value == "auto" else float(str(value))
 
 
@@ -25,7 +29,12 @@ def _pairs(value: object) -> object:
     return {key.strip(): text.strip() for key, _, text in pairs}
 
 
-Center = Annotated[float | Literal["auto"], BeforeValidator(_center)]
+def leans(center: object) -> bool:
+    """Whether a rotation axis is given whose centre differs by row."""
+    return isinstance(center, str) and center != "auto"
+
+
+Center = Annotated[float | str, BeforeValidator(_center)]
 Parameters = Annotated[dict[str, Any], BeforeValidator(_pairs)]
 
 
@@ -46,7 +55,10 @@ class SirtSettings(Settings):
     window_iter: int = option(1, ge=1, help="Updates per window.", group="Window")
 
     center: Center = option(
-        0.0, names="-c", help="Rotation axis, columns; 0 takes it from the stream, auto finds it.", group="Geometry"
+        0.0,
+        names="-c",
+        help="Rotation axis, columns; A:B from first to last row; 0 takes it from the stream, auto finds it.",
+        group="Geometry",
     )
     model: Literal["exact", "joseph"] = option(
         "exact",

@@ -23,12 +23,12 @@ from aps_mini_apps.daq.settings import DaqSettings
 from aps_mini_apps.daq.sources import Source
 from aps_mini_apps.dist import correction
 from aps_mini_apps.dist.settings import DistSettings
-from aps_mini_apps.geometry import check_center, partition_rows
+from aps_mini_apps.geometry import LeaningAxis, check_center, partition_rows
 from aps_mini_apps.links.push import QUEUE_FRAMES
 from aps_mini_apps.report.live import Display
 from aps_mini_apps.report.story import Story, summary_lines
 from aps_mini_apps.sirt.projectors import make_projector
-from aps_mini_apps.sirt.settings import SirtSettings
+from aps_mini_apps.sirt.settings import SirtSettings, leans
 from aps_mini_apps.sirt.user_algorithm import choose_algorithm
 from aps_mini_apps.sirt.writer import check_writable
 from ministream.base.children import Child, Children, command_line
@@ -144,6 +144,8 @@ class Plan:
             partition_rows(source.rows, self.workers)
             if isinstance(self.center, float) and self.center:
                 check_center(self.center, source.columns)
+            elif leans(self.center):
+                LeaningAxis.parse(str(self.center)).check(source.columns)
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -180,6 +182,7 @@ class Plan:
                 model=sirt.model,
                 norm=sirt.norm,
                 circle=sirt.circle,
+                axis_per_slice=leans(sirt.center if self.center is None else self.center),
                 half=sirt.half,
             ).warm_up()
         except ValueError as error:  # it cannot run here, or not a slab of this size

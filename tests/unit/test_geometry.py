@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aps_mini_apps.frames import Frame, FrameKind, RowRange
-from aps_mini_apps.geometry import partition_rows, wrap_degrees_float32, wrap_float32
+from aps_mini_apps.geometry import LeaningAxis, partition_rows, wrap_degrees_float32, wrap_float32
 
 ANGLES = st.floats(-1e6, 1e6)
 
@@ -60,3 +60,20 @@ def test_frames_are_two_dimensional_and_rows_lie_within_the_whole() -> None:
         Frame(kind=FrameKind.DARK, pixels=np.zeros(3))
     with pytest.raises(ValueError, match="do not lie within 4 rows"):
         RowRange(start=2, stop=5, total=4)
+
+
+@given(st.integers(2, 60), st.data())
+def test_workers_find_the_centres_of_their_own_rows_on_an_axis_that_leans(total: int, data: st.DataObject) -> None:
+    axis = LeaningAxis.parse("20.5:23")
+    slabs = partition_rows(total, data.draw(st.integers(1, total)))
+    centers = np.concatenate([axis.centers(slab) for slab in slabs])
+    np.testing.assert_allclose(centers, np.linspace(20.5, 23, total))
+    assert str(axis) == "20.5:23"
+
+
+def test_an_axis_that_leans_ends_on_the_detector_and_is_two_numbers() -> None:
+    assert LeaningAxis(3.0, 5.0).centers(RowRange(start=0, stop=1, total=1)).tolist() == [3.0]
+    with pytest.raises(ValueError, match="centre 64 lies outside the detector"):
+        LeaningAxis.parse("31:64").check(64)
+    with pytest.raises(ValueError, match=r"'31:' is no rotation axis: give columns, as 296, or as 295.5:296.5"):
+        LeaningAxis.parse("31:")

@@ -7,9 +7,11 @@ import pytest
 
 from aps_mini_apps import batch
 from aps_mini_apps.daq.phantom import PhantomSource
-from aps_mini_apps.frames import Frame
+from aps_mini_apps.frames import Frame, FrameKind
 from aps_mini_apps.sirt.projectors import make_projector
+from aps_mini_apps.sirt.projectors._footprint import in_circle
 from aps_mini_apps.sirt.reconstruction import AxisSearch, Reconstruction, Update
+from tests.yardstick import phantom
 
 COLUMNS, ROWS, PROJECTIONS = 48, 3, 60
 
@@ -119,3 +121,35 @@ def test_the_history_of_a_search_is_bounded(scan: list[Frame]) -> None:
     search = Search(history=20 * (scan[0].pixels.nbytes + laid_out.nbytes))
     list(make(center=None, search=search.search).run(scan))
     assert len(search.search.history) == 20
+
+
+def test_a_scan_whose_axis_leans_is_reconstructed_as_well_as_a_straight_one() -> None:
+    rows, columns, angles = 6, 64, np.arange(90) * np.pi / 90
+    truth = np.repeat(phantom(columns)[None], rows, axis=0)
+
+    def scan_about(centers: np.ndarray) -> list[Frame]:
+        projector = make_projector("numpy", rows, columns, axis_per_slice=True)
+        geometry = projector.geometry(angles, centers)
+        lines = projector.export_sinogram(projector.forward(projector.import_volume(truth), geometry))
+        return [
+            Frame(kind=FrameKind.PROJECTION, pixels=pixels, number=k, angle=float(angles[k]))
+            for k, pixels in enumerate(lines)
+        ]
+
+    def error(frames: list[Frame], center: float | str) -> float:
+        volume = batch.reconstruct_frames(frames, iterations=20, length=90, step=90, center=center)
+        return float(np.sqrt(np.mean((volume - truth) ** 2)))
+
+    straight, leaning = scan_about(np.full(rows, 32.0)), scan_about(np.linspace(30.5, 34.5, rows))
+    best = error(straight, 32.0)
+    assert error(leaning, "30.5:34.5") == pytest.approx(best, rel=0.05)
+    assert error(leaning, 32.5) > 1.5 * best
+    with pytest.raises(ValueError, match="centre 64 lies outside the detector"):
+        error(leaning, "32:64")
+
+
+def test_a_circle_bounds_a_scan_that_is_reconstructed_at_once(scan: list[Frame]) -> None:
+    volume = batch.reconstruct_frames(scan, iterations=1, length=60, step=60, center=27.0, circle=0.8)
+    inside = in_circle(COLUMNS, 0.8)
+    assert volume[:, inside].all()
+    assert not volume[:, ~inside].any()

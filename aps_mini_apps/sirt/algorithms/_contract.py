@@ -53,7 +53,7 @@ class Window:
     angles
         (projections,) radians, in order of arrival: the newest is the last.
     center
-        Rotation axis, columns.
+        Rotation axis, columns; one for each slice where it leans.
     measurements
         The projections, each as `projector.measure` laid it out.
     sinogram, geometry
@@ -71,7 +71,7 @@ class Window:
     """
 
     angles: npt.NDArray[np.float64]
-    center: float
+    center: float | npt.NDArray[np.float64]
     measurements: Sequence[Any]
     sinogram: Any
     geometry: Any

@@ -63,12 +63,12 @@ def make_projector(
         raise ValueError(f"a slab has at least one slice and one column, not {slices} and {columns}")
     if circle is not None and not 0.0 < circle < math.inf:
         raise ValueError(f"a reconstruction circle of {circle:g} of the detector's width: give more than 0, usually 1")
+    if half and choose_backend(backend) != "cuda":
+        raise ValueError(f"back end {choose_backend(backend)} stores in 32 bits only: use --backend cuda, or no --half")
     if axis_per_slice:
         backend = "numba" if backend == "auto" else backend
         if backend == "cuda":
             raise ValueError("back end cuda has no axis per slice: use numba, numpy or astra")
         single = make_projector(backend, 1, columns, model=model, norm=norm, circle=circle)
         return PerSliceProjector(single, slices, axis=0 if backend == "numba" else 1)
-    if half and choose_backend(backend) != "cuda":
-        raise ValueError(f"back end {choose_backend(backend)} stores in 32 bits only: use --backend cuda, or no --half")
     return load_backend(backend)(slices, columns, model, norm, circle, **({"half": True} if half else {}))

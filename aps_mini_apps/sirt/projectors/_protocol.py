@@ -34,8 +34,10 @@ class Projector(Protocol):
     def export_sinogram(self, sinogram: Any) -> npt.NDArray[np.float32]:
         """Return a sinogram as (angles, slices, columns): a copy."""
 
-    def geometry(self, angles: npt.NDArray[np.float64], center: float) -> Any:
-        """Return all that depends on the angles (radians) and the rotation axis (columns).
+    def geometry(self, angles: npt.NDArray[np.float64], center: Any) -> Any:
+        """Return all that depends on the angles (radians) and the rotation axis (columns, a number).
+
+        A projector with an axis per slice takes as many of them, too.
 
         Raises
         ------
