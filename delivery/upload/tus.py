@@ -8,6 +8,7 @@ checksum, which nothing can be compared with then. A concatenation copies: its p
 its chunks gets a digest of its own.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -15,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import formatdate
 from typing import Annotated, Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from blake3 import blake3
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -29,7 +31,7 @@ from delivery.upload.appending import Append, Seats, Tails, offset
 from delivery.upload.bodies import Room, blocks
 from delivery.upload.digests import leaf
 from delivery.upload.intake import TUS_DOORS, TUS_PART, TUS_WHOLE, Intake, Refused
-from delivery.upload.ledger import Chunk, State, Upload
+from delivery.upload.ledger import State, Upload
 
 VERSION = "1.0.0"
 PATH = "/tus/"
@@ -82,6 +84,7 @@ class TusDoor:
     def __init__(self, intake: Intake, door: Door, room: Room, tails: Tails, stall: float) -> None:
         self._intake, self._door, self._room, self._tails, self._stall = intake, door, room, tails, stall
         self._seats = Seats()
+        self._joining: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._largest = max(intake.terms.largest_chunk // 2, 1)  # one is filled while one is written
         extensions = ["creation", "checksum", "expiration", "termination"]
         self._extensions = [*extensions, "concatenation"] if intake.store.readable else extensions
@@ -110,14 +113,14 @@ class TusDoor:
             )
 
         @routes.post("/", status_code=201)
-        def create(request: Request, person: Annotated[Person, Depends(self._door.person)]) -> Response:
+        async def create(request: Request, person: Annotated[Person, Depends(self._door.person)]) -> Response:
             """Begin an upload, a part of one, or put parts together."""
             _check_version(request)
             kind, _, parts = request.headers.get("upload-concat", "").partition(";")
             if kind == "final":
-                upload = self._concatenate(person, request, parts.split())
+                upload = await self._join_once(person, request, parts.split())
             elif kind in ("", "partial"):
-                upload = self._begin(person, request, TUS_PART if kind else TUS_WHOLE)
+                upload = await run_in_threadpool(self._begin, person, request, TUS_PART if kind else TUS_WHOLE)
             else:
                 raise Refused(400, "Upload-Concat is partial or final;URL URL …")
             return Response(status_code=201, headers={"location": f"{PATH}{upload.id}", **_expiry(upload)})
@@ -165,12 +168,12 @@ class TusDoor:
             raise Refused(404, "there is no such upload at this door")
         return upload
 
-    def _begin(self, person: Person, request: Request, door: str, size: int | None = None) -> Upload:
+    def _begin(self, person: Person, request: Request, door: str, size: int | None = None, key: str = "") -> Upload:
         length = _count(request, "upload-length") if size is None else size
         given = request.headers.get("upload-metadata", "")
         more = {"metadata": given, "concat": request.headers.get("upload-concat", "")}
         name = _name(_metadata(given)) if door == TUS_WHOLE else "part"
-        upload = self._intake.announce(person, name, length, self._chunk_size(length), door=door, more=more)
+        upload = self._intake.announce(person, name, length, self._chunk_size(length), key=key, door=door, more=more)
         if not length and door == TUS_WHOLE:
             upload = self._intake.finalise(upload, None)
         return upload
@@ -202,45 +205,51 @@ class TusDoor:
         if checksum and checksum.hasher.digest() != checksum.digest:
             raise Refused(_MISMATCH, "this did not arrive as it was sent: its checksum is another one")
 
-    def _concatenate(self, person: Person, request: Request, urls: list[str]) -> Upload:
+    async def _join_once(self, person: Person, request: Request, urls: list[str]) -> Upload:
+        """Put parts together; whoever asks for the same again, or meanwhile, gets the same upload."""
+        names = [url.rstrip("/").rpartition("/")[2] for url in urls]
+        asked = " ".join([person.name, *names, request.headers.get("upload-metadata", "")])
+        key = f"join {blake3(asked.encode()).hexdigest()}"
+        async with self._joining.setdefault(key, asyncio.Lock()):
+            return await run_in_threadpool(self._join, person, request, names, key)
+
+    def _join(self, person: Person, request: Request, names: list[str], key: str) -> Upload:
         if not self._intake.store.readable:
             raise Refused(400, "parts can't be put together in this store")
-        parts = [self._find(person, url.rstrip("/").rpartition("/")[2]) for url in urls]
+        before = self._intake.ledger.current(person.name, key)
+        if before and before.state == State.STORED:
+            return self._intake.finish(before)
+        parts = [self._find(person, name) for name in names]
         if not parts or any(part.door != TUS_PART for part in parts):
             raise Refused(400, "only uploads that were begun as partial ones can be put together")
         if any(offset(self._intake, self._tails, part) != part.size for part in parts):
             raise Refused(400, "a part has not come in whole yet")
-        size = sum(part.size for part in parts)
-        upload = self._begin(person, request, TUS_WHOLE, size)
-        for number, content in enumerate(_recut(self._contents(parts), upload.chunk_size)):
-            self._intake.write(upload, Chunk(number, len(content), leaf([content])), [content])
+        for part in parts:
+            self._check(part)
+        upload = self._begin(person, request, TUS_WHOLE, sum(part.size for part in parts), key)
+        for number in range(upload.chunk_count):
+            start, length = number * upload.chunk_size, upload.length(number)
+            self._intake.keep(upload, number, length, self._span(parts, start, start + length))
         if upload.state == State.OPEN:
             upload = self._intake.finalise(upload, None)
         for part in {part.id: part for part in parts}.values():
             self._intake.cancel(part, person.name)
         return upload
 
-    def _contents(self, parts: list[Upload]) -> Iterator[bytes]:
-        """Yield the chunks of uploads, once each is compared with its digest."""
+    def _check(self, part: Upload) -> None:
+        """Compare the chunks of a part with their digests, before copies of them get digests of their own."""
+        for chunk in self._intake.ledger.chunks(part.id):
+            start = chunk.number * part.chunk_size
+            if leaf(self._intake.store.read(part.slot, start, start + chunk.length)) != chunk.blake3:
+                raise Refused(500, f"chunk {chunk.number} of {part.id} is damaged")
+
+    def _span(self, parts: list[Upload], start: int, stop: int) -> Iterator[bytes]:
+        """Yield bytes of the whole that the parts are."""
         for part in parts:
-            for chunk in self._intake.ledger.chunks(part.id):
-                start = chunk.number * part.chunk_size
-                content = b"".join(self._intake.store.read(part.slot, start, start + chunk.length))
-                if leaf([content]) != chunk.blake3:
-                    raise Refused(500, f"chunk {chunk.number} of {part.id} is damaged")
-                yield content
-
-
-def _recut(contents: Iterator[bytes], size: int) -> Iterator[bytes]:
-    """Yield the same bytes in pieces of `size`; the last may be smaller."""
-    piece = bytearray()
-    for content in contents:
-        piece += content
-        while len(piece) >= size:
-            yield bytes(piece[:size])
-            del piece[:size]
-    if piece:
-        yield bytes(piece)
+            first, last = max(start, 0), min(stop, part.size)
+            if first < last:
+                yield from self._intake.store.read(part.slot, first, last)
+            start, stop = start - part.size, stop - part.size
 
 
 def _check_version(request: Request) -> None:

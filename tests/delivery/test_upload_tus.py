@@ -284,6 +284,20 @@ def test_parts_are_put_together(service):
         assert service.operator.post("/tus/", headers=headers).status_code in (400, 404)
 
 
+def test_the_same_parts_are_put_together_once_however_often_they_ask(service):
+    content, file = os.urandom(2 * CHUNK), name()
+    urls = [create(service, CHUNK, "", **{"Upload-Concat": "partial"}) for _ in range(2)]
+    for url, part in zip(urls, (content[:CHUNK], content[CHUNK:]), strict=True):
+        assert patch(service, url, 0, part).status_code == 204
+    final = {**TUS, "Upload-Concat": f"final;{' '.join(urls)}", "Upload-Metadata": metadata(file)}
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: service.operator.post("/tus/", headers=final), range(4)))
+    answers.append(service.operator.post("/tus/", headers=final))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.headers["location"] for answer in answers}) == 1
+    assert stored(service, file) == content
+
+
 def test_what_is_given_up_is_gone(service):
     url = create(service, 10)
     assert patch(service, url, 0, b"some").status_code == 204
