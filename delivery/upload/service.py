@@ -8,6 +8,7 @@ from functools import partial
 from fastapi import FastAPI
 from prometheus_client import Gauge
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from delivery.database import open_database
@@ -26,7 +27,7 @@ from delivery.upload.settings import IntakeSettings
 from delivery.upload.stores import Gone, NoRoom, open_store
 from delivery.upload.taking import Taking
 from delivery.upload.token import add_token_route
-from delivery.upload.tus import TusDoor
+from delivery.upload.tus import EXPOSED, TusDoor
 from delivery.web.app import LATER, create_app, serve
 from ministream.base.errors import UserError
 from ministream.base.log import get_logger
@@ -88,6 +89,8 @@ def make_app(settings: IntakeSettings) -> FastAPI:
     room = Room(settings.memory, settings.stall)
     OwnDoor(intake, door, room, taking, settings.stall, old=bool(key)).add_to(app)
     TusDoor(intake, door, room, tails, settings.stall).add_to(app)
+    if settings.allow_origin:
+        _let_browsers_in(app, settings.allow_origin)
     _tell_faults(app)
     _measure(app, ledger)
     return app
@@ -150,6 +153,13 @@ def _operators(settings: IntakeSettings) -> Callable[[str], str | None]:
     if not settings.tokens.exists():
         raise UserError(f"token file {settings.tokens} is not there; make it by `delivery token add`")
     return TokenFile(settings.tokens).bearer
+
+
+def _let_browsers_in(app: FastAPI, origins: str) -> None:
+    allowed = [origin.strip() for origin in origins.split(",")]
+    app.add_middleware(
+        CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED
+    )
 
 
 def _tell_faults(app: FastAPI) -> None:

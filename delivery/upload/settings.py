@@ -51,6 +51,9 @@ class IntakeSettings(ServiceSettings):
         "secret.",
         group="Who may send",
     )
+    allow_origin: str = option(
+        "", help="Origins of web pages that may send from browsers, by commas; *: all.", group="Who may send"
+    )
     insecure_no_auth: bool = option(False, help="Take from everybody, without a login.", group="Who may send")
     registration: bool = option(True, help="Let people register themselves.", group="Who may send")
     licence: Duration = option(0.0, ge=0, help="Licence of a new account; 0: when granted.", group="Who may send")

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 from blake3 import blake3
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,12 +41,19 @@ CHUNK, MOST_COUNT = 4 << 20, 10_000
 ALGORITHMS: dict[str, Callable[[], Any]] = {"sha1": hashlib.sha1, "sha256": hashlib.sha256, "blake3": blake3}
 """Checksums that clients may send; SHA-1 is the one that every tus server must know."""
 
-_MISMATCH = 460
+_OTHER_VERSION, _MISMATCH = 412, 460
 _PAIR = re.compile(r"([^\s,]+)(?: ([A-Za-z0-9+/=]*))?")
 
 
+EXPOSED = (
+    "Location", "Upload-Offset", "Upload-Length", "Upload-Metadata", "Upload-Concat", "Upload-Expires",
+    "Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm",
+)  # fmt: skip
+"""Headers of answers that pages in a browser have to see."""
+
+
 class TusHeader:
-    """ASGI middleware: says the version in every answer of this door."""
+    """ASGI middleware: says the version in every answer of this door, and takes a request for what it says it is."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -56,11 +63,17 @@ class TusHeader:
 
         async def say(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["tus-resumable"] = VERSION
+                headers = MutableHeaders(scope=message)
+                headers["tus-resumable"] = VERSION
+                if message["status"] == _OTHER_VERSION:
+                    headers["tus-version"] = VERSION
             await send(message)
 
-        is_ours = scope["type"] == "http" and scope["path"].startswith(PATH.rstrip("/"))
-        await self._app(scope, receive, say if is_ours else send)
+        if scope["type"] != "http" or not scope["path"].startswith(PATH.rstrip("/")):
+            await self._app(scope, receive, send)
+            return
+        method = Headers(scope=scope).get("x-http-method-override", scope["method"])
+        await self._app({**scope, "method": method.upper()}, receive, say)
 
 
 class Checksum(NamedTuple):
@@ -254,7 +267,7 @@ class TusDoor:
 
 def _check_version(request: Request) -> None:
     if request.headers.get("tus-resumable") != VERSION:
-        raise Refused(412, f"this door speaks tus {VERSION}")
+        raise Refused(_OTHER_VERSION, f"this door speaks tus {VERSION}")
 
 
 def _count(request: Request, header: str) -> int:

@@ -159,7 +159,8 @@ def test_an_empty_file_is_there_at_once(service):
 def test_what_does_not_fit_the_protocol_is_refused(service):
     url = create(service, 10)
     assert service.operator.head(url).status_code == 412
-    assert service.operator.post("/tus/", headers={"Tus-Resumable": "0.2.1"}).status_code == 412
+    other = service.operator.post("/tus/", headers={"Tus-Resumable": "0.2.1"})
+    assert (other.status_code, other.headers["tus-version"]) == (412, "1.0.0")
     assert patch(service, url, 1, b"x").status_code == 409
     assert patch(service, url, 0, b"x", Content_Type="text/plain").status_code == 415
     assert patch(service, url, 0, b"x" * 11).status_code == 413
@@ -305,6 +306,33 @@ def test_what_is_given_up_is_gone(service):
     assert service.operator.delete(url, headers=TUS).status_code == 204
     assert service.operator.head(url, headers=TUS).status_code == 410
     assert not list((service.folder / "spool").glob(f"{url.rpartition('/')[2]}*"))
+
+
+def test_those_who_can_only_post_say_what_they_mean(service):
+    file = name()
+    url = create(service, 5, file)
+    override = {**BYTES, "X-HTTP-Method-Override": "PATCH", "Upload-Offset": "0"}
+    assert service.operator.post(url, content=b"hello", headers=override).status_code == 204
+    assert stored(service, file) == b"hello"
+    assert httpx.options(f"{service.url}/tus/", headers={"Origin": "https://lab"}).headers.get(ALLOWED) is None
+
+
+ALLOWED = "access-control-allow-origin"
+
+
+def test_pages_of_an_allowed_origin_send_from_browsers(tmp_path):
+    with intake(tmp_path, "--allow-origin", "https://lab.example, https://other.example") as service:
+        asked = {
+            "Access-Control-Request-Method": "PATCH",
+            "Access-Control-Request-Headers": "tus-resumable,upload-offset",
+        }
+        for origin, allowed in (("https://lab.example", True), ("https://evil.example", False)):
+            answer = httpx.options(f"{service.url}/tus/x", headers={"Origin": origin, **asked})
+            assert (answer.headers.get(ALLOWED) == origin, answer.is_success) == (allowed, allowed)
+        headers = {**TUS, "Origin": "https://lab.example", "Upload-Length": "1"}
+        answer = service.operator.post("/tus/", headers=headers)
+        assert answer.headers[ALLOWED] == "https://lab.example"
+        assert {"Location", "Upload-Offset"} <= set(answer.headers["access-control-expose-headers"].split(", "))
 
 
 def test_many_uploads_at_once(service):
