@@ -27,7 +27,7 @@ class Announcement(BaseModel):
     name: str | None = Field(None, max_length=4096, description="Relative path that it is to have.")
     size: int | None = Field(None, ge=0, le=1 << 50, description="Bytes; without, they are told at the end.")
     chunk_size: Size = Field(CHUNK, ge=1, description="Bytes of every chunk but the last.")
-    digest: Kind | None = Field(None, description="What the whole will be proved by: tree, sha256, blake3.")
+    digest: Kind | None = Field(None, description="What the whole is proved by: tree (the default), sha256, blake3.")
     key: str = Field("", max_length=200, description="What you know the file by: finds its upload again.")
 
     @model_validator(mode="after")

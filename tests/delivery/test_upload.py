@@ -78,6 +78,16 @@ def test_the_whole_is_proved_by_a_digest_of_plain_bytes_as_well(service, header)
     assert stored(service, file) == content
 
 
+def test_without_a_word_on_it_the_whole_is_proved_by_its_tree_which_restarts_cost_nothing(service):
+    content, file = os.urandom(5500), name()
+    upload = service.prepare(file, len(content))
+    assert service.status(upload)["digest"] == "tree"
+    for number, chunk in enumerate(cut(content, 1000)):
+        made(service.put(upload, number, chunk, content_sha256=sha256(chunk)))
+    made(service.operator.post(f"/upload/{upload}/finalise", headers={"content-sha256": sha256(content)}))
+    assert stored(service, file) == content
+
+
 def test_a_chunk_that_is_wrong_is_refused_and_not_counted(service):
     upload = service.prepare(name(), 2500)
     chunk = os.urandom(1000)
