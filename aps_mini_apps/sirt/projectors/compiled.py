@@ -13,7 +13,7 @@ from aps_mini_apps.compiling import one_at_a_time
 from aps_mini_apps.sirt.projectors import _kernels, _rays, _single
 from aps_mini_apps.sirt.projectors._footprint import Model, Norm, footprints, in_circle
 from aps_mini_apps.sirt.projectors._layout import choose_lanes
-from aps_mini_apps.sirt.projectors._vectors import TABLE_LANES, WINDOW, vector_dtype
+from aps_mini_apps.sirt.projectors._vectors import TABLE_LANES, WINDOW, picks_at_once, vector_dtype
 
 Floats = npt.NDArray[np.float32]
 
@@ -63,7 +63,7 @@ class NumbaProjector:
         self.slices, self.columns = slices, columns
         self._model: Model = model
         self._norm: Norm = norm
-        self._lanes = choose_lanes(slices)
+        self._lanes = 1 if slices == 2 and picks_at_once() else choose_lanes(slices)  # two alone are faster than a pair
         self._slabs = math.ceil(slices / self._lanes)
         self._loops = _single if self._lanes == 1 else _kernels
         self._side = _odd(max(WINDOW, columns + 2 * _rays.BORDER))
