@@ -33,6 +33,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=igno
 FROM builder AS app
 COPY LICENSE README.md pyproject.toml /src/
 COPY aps_mini_apps /src/aps_mini_apps
+COPY delivery /src/delivery
 COPY ministream /src/ministream
 COPY producer /src/producer
 COPY receiver /src/receiver

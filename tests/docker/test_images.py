@@ -41,3 +41,10 @@ def test_they_hold_no_secret(image: str) -> None:
     script = f"find /access /var/lib/s2cs /var/lib/receiver /etc/ssh {secrets} 2>/dev/null"
     said = docker("run", "--rm", "--network", "none", "--entrypoint", "bash", image, "-c", script, check=False)
     assert not said
+
+
+def test_the_receivers_can_upload_what_it_has_finished() -> None:
+    script = "delivery upload --help >/dev/null && python3 -c 'import delivery.upload.client' && echo works"
+    image = "mini-stream/pipeline"
+    said = docker("run", "--rm", "--network", "none", "--entrypoint", "bash", image, "-c", script, check=False)
+    assert said == "works"
