@@ -1,11 +1,12 @@
 """How fast a file is uploaded and verified: against an unverified PUT to the same server, and against tuspyserver.
 
 One server process on loopback takes one gigabyte: by our own client, in chunks on several lines, each with its digest,
-up to the answer that says the whole is right and stored; and by routes of the same server that write what comes by
-one PUT to a file and compare nothing, one of them as routes do usually, one from threads, as chunks are read. tuspyserver runs in a process of its own, on the same web server, and compares
-nothing either; it gets the same bytes from tuspy in chunks of the same size, after each of which it could go on as ours
-could, and in one PATCH, which is the fastest that it can be given. The client reads the file, hashes and sends from
-this process, so that all of it costs processors of the same machine.
+up to the answer that says the whole is right and stored; and by routes of the same server that write what comes by one
+PUT to a file and compare nothing: one of them as routes usually do, one from threads, as chunks are read. tuspyserver
+runs in a process of its own, on the same web server, and compares nothing either; it gets the same bytes from tuspy in
+chunks of the same size, after each of which it could go on as ours could, and in one PATCH, which is the fastest that
+it can be given. The client reads the file, hashes and sends from this process, so that all of it costs processors of
+the same machine.
 
 Rounds are interleaved. What was stored is deleted after each, so that no disk is measured, but memory is: a virtual
 machine that gives freed memory back to its host gets it anew for each file, at 1 to 3 s for a gigabyte. So the same
