@@ -42,7 +42,8 @@ class Tails:
         path = self._path(upload, number)
         aside = path.with_suffix(".new")
         with explained(path):
-            aside.write_bytes(b"".join(pieces))
+            with aside.open("wb") as file:
+                file.writelines(pieces)
             aside.replace(path)
 
     def forget(self, upload: str) -> None:

@@ -1,4 +1,4 @@
-"""Bodies of requests: how many are held in memory, and how long they may take to come."""
+"""Bodies of requests: those of which much is held in memory have a share of it, and none takes for ever to come."""
 
 import asyncio
 import math

@@ -92,11 +92,11 @@ def test_damage_that_was_written_is_replaced(service):
     assert only_file(service, upload, content) == content
 
 
-def test_a_chunk_may_be_larger_than_what_is_held_of_it(tmp_path):
+def test_chunks_on_their_way_take_no_memory_from_others(tmp_path):
     content = os.urandom(SIZE)
     with intake(tmp_path, "--memory", "1MiB") as service:
         upload = service.prepare("a.h5", SIZE, SIZE)
-        with on_its_way(service, upload, content[:PART], digest(content)):  # holds half of the room at most
+        with on_its_way(service, upload, content[:PART], digest(content)):
             other = service.prepare("b.h5", SIZE, SIZE)
             made(service.put(other, 0, content))
 

@@ -160,7 +160,7 @@ def test_chunks_of_the_usual_size_take_little_memory(server, url, request, tmp_p
     content = os.urandom(size)
     digests = {"chunks": {number: blake3(content).hexdigest() for number in range(count)}}
     with ThreadPoolExecutor(8) as pool, service(tmp_path, "--store", url.format(where)) as running:
-        first, *others = (running.prepare(f"{copy}.h5", count * size, size) for copy in range(4))
+        first, *others = (running.prepare(f"{copy}.h5", count * size, size) for copy in range(3))
         for answer in pool.map(lambda number: running.put(first, number, content), range(count)):
             made(answer)
         made(running.finalise(first, tree(content * count, size)))
