@@ -271,10 +271,10 @@ def test_threads_do_not_change_a_bit(slices):
 @pytest.mark.parametrize("count", [3, 40])
 def test_nothing_outside_the_arrays_is_touched(slices, columns, count):
     """Volume and residual lie among numbers that would spread if read, and would be missed if written."""
-    projector, angles = make_projector("numba", slices, columns), np.linspace(-1.6, 4.7, count)
+    projector, angles = make_projector("numba", slices, columns), np.linspace(0.7, 6.4, count)
     sinogram = import_sinogram(projector, np.ones((count, slices, columns), np.float32))
     plain, fenced = projector.new_volume(), fence(projector.new_volume())
-    geometry = projector.geometry(angles, 0.4 * columns)
+    geometry = projector.geometry(angles, 0.6 * columns)
     for _ in range(2):
         projector.add_back(plain, projector.residual(plain, sinogram, geometry), geometry)
         residual = fence(projector.residual(fenced, sinogram, geometry))
