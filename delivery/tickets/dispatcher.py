@@ -177,7 +177,7 @@ class Dispatcher:
 
     def _admit_downloads(self, waiting: list[Ticket], now: float) -> list[Ticket]:
         under_way = self._under_way(Kind.DOWNLOAD)
-        taken = {ticket.key for ticket in under_way}
+        taken = {ticket.key for ticket in under_way} | self._made_by_now()  # in this order: what ends meanwhile is made
         queue: dict[str, Ticket] = {}
         for ticket in waiting:
             if ticket.kind == Kind.DOWNLOAD and ticket.key not in taken:  # who asks for the same waits for the first
@@ -202,6 +202,11 @@ class Dispatcher:
     def _under_way(self, kind: Kind) -> list[Ticket]:
         """Return what is worked on, also if it was cancelled a moment ago."""
         return [ticket for ticket in list(self._running.values()) if ticket.kind == kind]
+
+    def _made_by_now(self) -> set[str]:
+        """Return the keys of all artefacts; who waits for one is served in the next turn."""
+        with self._book.engine.connect() as connection:
+            return set(connection.scalars(select(artefacts.c.key)))
 
     def _stored(self) -> list[Held]:
         """Return what the store holds; what nobody wants leaves it as soon as nobody fetches it."""

@@ -89,6 +89,15 @@ def test_the_same_request_on_the_same_versions_shares_one_artefact(service):
     until(lambda: len(list(service.store.rglob("*.zip"))) == before, "the artefact to be deleted")
 
 
+def test_who_comes_while_the_same_is_just_made_has_it_too(service):
+    for number in range(15):
+        service.write(f"just/{number}.h5", BIG)
+        tickets = [service.ask(f"just/{number}.h5") for _ in range(5)]
+        assert {service.until(ticket, "ready", "failed")["state"] for ticket in tickets} == {"ready"}
+        for ticket in tickets:
+            service.operator.delete(f"/ticket/{ticket}")
+
+
 def test_volumes_hold_no_more_than_was_asked_for(service):
     files = {f"v/{i}.h5": service.write(f"v/{i}.h5", 1000) for i in range(5)}
     ticket = service.ask("v/*", volume="2kB")
