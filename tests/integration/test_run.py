@@ -71,16 +71,22 @@ def test_the_streamed_image_is_the_batch_image(start: Start, tmp_path: Path, lin
         np.testing.assert_allclose(streamed, expected, rtol=0, atol=2e-4 * np.ptp(expected))
 
 
-@pytest.mark.parametrize("center", [25.5, "24.5:26.5"], ids=["straight", "leaning"])
-def test_workers_share_the_rows_and_their_slabs_are_one_file(start: Start, tmp_path: Path, center: float | str) -> None:
-    path = write_scan(tmp_path / "scan.h5", PhantomSource(columns=48, rows=5, projections=40))
+@pytest.mark.parametrize(
+    ("rows", "center"), [(5, 25.5), (7, 25.5), (7, "24.5:26.5")], ids=["few", "straight", "leaning"]
+)
+def test_workers_share_the_rows_and_their_slabs_are_one_file(
+    start: Start, tmp_path: Path, rows: int, center: float | str
+) -> None:
+    """Bit for bit; slabs of one or two rows have loops of their own, which add up in another order."""
+    path = write_scan(tmp_path / "scan.h5", PhantomSource(columns=48, rows=rows, projections=40))
     window = ("--window-length", "40", "--window-step", "40", "--window-iter", "3")
     run = start("run", path, "--center", center, *window, "--workers", "2", "-o", tmp_path / "out")
     assert run.finish() == 0, run.errors
     streamed, about = read(tmp_path / "out" / "000000-recon.h5")
     assert about["center"] == center
-    assert streamed.shape == (5, 48, 48)
-    np.testing.assert_array_equal(streamed, batch.reconstruct(path, iterations=3, center=center))
+    assert streamed.shape == (rows, 48, 48)
+    expected = batch.reconstruct(path, iterations=3, center=center)
+    np.testing.assert_allclose(streamed, expected, rtol=0, atol=0 if rows > 5 else 1e-6 * np.ptp(expected))
 
 
 def test_a_real_scan_shows_a_tooth(start: Start, tmp_path: Path, shared_data: Path) -> None:
