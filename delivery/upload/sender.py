@@ -96,7 +96,7 @@ def opened(path: Path) -> Iterator[FileSource]:
 class Line(NamedTuple):
     """How to send: bytes of a chunk, chunks at once, seconds without progress until it is given up."""
 
-    chunk: int = 16 << 20
+    chunk: int = 32 << 20
     parallel: int = 4
     patience: float = 600.0
 

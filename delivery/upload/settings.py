@@ -86,7 +86,7 @@ class UploadSettings(Settings):
     token_file: Path | None = option(None, help="File with a bearer token.", group="Login")
     user: str = option("", help="Name to log in with.", group="Login")
     password_file: Path | None = option(None, help="File with its password; without, it is asked for.", group="Login")
-    chunk: Size = option(16 << 20, ge=1, help="Bytes of a chunk.", group="Line")
+    chunk: Size = option(32 << 20, ge=1, help="Bytes of a chunk.", group="Line")
     parallel: int = option(4, ge=1, le=64, help="Chunks on their way at once.", group="Line")
     timeout: Duration = option(60.0, gt=0, help="Silence after which a connection is tried anew.", group="Line")
     patience: Duration = option(600.0, ge=0, help="How long a service that does not answer is tried.", group="Line")

@@ -77,7 +77,7 @@ def test_the_example_of_the_documentation_works_and_needs_no_web_framework(servi
     lines = [line.split() for line in done.said().splitlines()]
     assert {name: stored(service, f"beamline_2/{name}") for name in contents} == contents
     assert lines == [
-        [next(path for path in service.files() if path.endswith(name)), str(len(content)), tree(content, 16 << 20)]
+        [next(path for path in service.files() if path.endswith(name)), str(len(content)), tree(content, Line().chunk)]
         for name, content in contents.items()
     ]
 

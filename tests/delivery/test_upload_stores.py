@@ -15,6 +15,7 @@ from delivery.upload.along import Along
 from delivery.upload.digests import Kind, Proof
 from delivery.upload.intake import Intake, Terms
 from delivery.upload.ledger import Ledger, Upload
+from delivery.upload.sender import Line
 from delivery.upload.stores import ChunkStore, Gone, NoRoom, Slot, open_store
 from ministream.base.errors import UserError
 from tests.delivery.intake_service import intake as service
@@ -155,7 +156,7 @@ def test_large_chunks_become_children(mongod):
     ("server", "url"), [("", "{}/store"), ("seaweed", "s3://artefacts/memory"), ("mongod", "{}/memory")]
 )
 def test_chunks_of_the_usual_size_take_little_memory(server, url, request, tmp_path):
-    size, count = 16 << 20, 4
+    size, count = Line().chunk, 4
     where = request.getfixturevalue(server) if server else tmp_path
     content = os.urandom(size)
     digests = {"chunks": {number: blake3(content).hexdigest() for number in range(count)}}
