@@ -1,7 +1,8 @@
 """How fast SIRT is, in batch and in windows as they stream in, against its peers in the same rounds.
 
-Batch is 30 iterations with set-up (2 for 1024 columns), in GUPS: 2 x columns^2 x angles x slices x iterations / seconds / 1e9. A stream is
-one update per window with all that depends on its angles, which never repeat, in projections per second.
+Batch is 30 iterations with set-up (2 for 1024 columns), in GUPS: 2 x columns^2 x angles x slices x iterations / seconds
+/ 1e9. A stream is one update per window with all that depends on its angles, which never repeat, in projections per
+second.
 """
 
 import argparse
