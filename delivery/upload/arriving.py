@@ -19,9 +19,6 @@ from delivery.upload.digests import Kind, Proof, is_same, new_hasher
 from delivery.upload.ledger import Chunk, Upload
 from delivery.upload.stores import ChunkStore, Pieces
 
-BATCH = 128 << 10
-"""Bytes that are hashed and written together, while they are in the processor's cache."""
-
 
 class Arrival:
     """One request's bytes for a chunk.

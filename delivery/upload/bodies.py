@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, contextmanager
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
-from delivery.upload.arriving import BATCH
 from delivery.upload.intake import Refused
 from delivery.upload.stores import Pieces
 from delivery.web.bodies import SLOWEST, limit_body
@@ -16,6 +15,9 @@ from delivery.web.socket_body import rest_of
 
 SMALL = 16 << 10
 """Bytes of a piece that is kept as it came."""
+
+BATCH = 128 << 10
+"""Bytes that are handed on together."""
 
 
 class Room:
