@@ -26,6 +26,7 @@ from aps_mini_apps.sirt.projectors._rays import (
     PARALLEL,
     POSITION_BITS,
     SMALL,
+    at_hand,
     bin_weights,
     clear,
     columns_of,
@@ -40,6 +41,7 @@ from aps_mini_apps.sirt.projectors._rays import (
 from aps_mini_apps.sirt.projectors._vectors import (
     TABLE_LANES,
     counting,
+    fits_register,
     inverse,
     item,
     keep,
@@ -63,7 +65,8 @@ RAYS = 8  # rays whose tables are made together: tables stay in the first-level 
 
 TILE_ROWS = 32
 TILE_COLUMNS = TABLE_LANES
-ANGLES_PER_PASS = 32  # angles whose bins stay in cache while a tile is filled
+PIXELS = 4  # pixels of a row that gather together
+ANGLES_PER_PASS = 16  # angles whose bins stay in the first-level cache while a row of a tile is filled
 
 
 @njit(**LOOP)
@@ -134,29 +137,31 @@ def _trace(angle, rays, radius, spans, lengths):
 
 
 @njit(**SMALL)
-def _walk(volume, offsets, below, above, first, last, across, ahead, ray_sum):
-    """Add `volume` along one ray from entry `first` to `last` of the tables to `ray_sum`.
+def _walk(volume, offsets, below, peak, first, count, across, ahead, ray_sum):
+    """Add `volume` along one ray, `count` entries of the tables from `first` on, to `ray_sum`.
+
+    At every step a ray runs through lengths b and a of the pixels v below and w above it that together are its `peak`,
+    whatever the model; so b v + a w = b (v - w) + peak w, which reads one weight instead of two.
 
     What lies `ahead` (floats; or None) is asked for: rays across the rows are too short on each for the processor to
     foresee the next.
     """
-    sum_0, sum_1, sum_2, sum_3 = ray_sum, zeros(volume), zeros(volume), zeros(volume)
-    entry = first
-    while entry + 1 < last:
+    near, next_near, far, next_far = ray_sum, zeros(volume), zeros(volume), zeros(volume)
+    for entry in range(first, first + (count & -2), 2):
         offset, next_offset = item(offsets, entry), item(offsets, entry + 1)
         if ahead is not None:
             prefetch(volume, offset + ahead)
             prefetch(volume, next_offset + ahead)
-        sum_0 = sum_0 + item(below, entry) * load(volume, offset)
-        sum_1 = sum_1 + item(above, entry) * load(volume, offset + across)
-        sum_2 = sum_2 + item(below, entry + 1) * load(volume, next_offset)
-        sum_3 = sum_3 + item(above, entry + 1) * load(volume, next_offset + across)
-        entry += 2
-    if entry < last:
-        offset = item(offsets, entry)
-        sum_0 = sum_0 + item(below, entry) * load(volume, offset)
-        sum_1 = sum_1 + item(above, entry) * load(volume, offset + across)
-    return (sum_0 + sum_1) + (sum_2 + sum_3)
+        pixel, next_pixel = load(volume, offset + across), load(volume, next_offset + across)
+        near = near + item(below, entry) * (load(volume, offset) - pixel)
+        next_near = next_near + item(below, entry + 1) * (load(volume, next_offset) - next_pixel)
+        far, next_far = far + pixel, next_far + next_pixel
+    if count & 1:
+        offset = item(offsets, first + count - 1)
+        pixel = load(volume, offset + across)
+        near = near + item(below, first + count - 1) * (load(volume, offset) - pixel)
+        far = far + pixel
+    return (near + next_near) + peak * (far + next_far)
 
 
 @njit(**SMALL)
@@ -165,8 +170,8 @@ def _walk_band(volume, angle, inside, squared, spans, lengths, trace, rays, step
 
     With `trace`, add what lies within the pixels `inside` to `lengths`, too: it is at hand.
     """
-    vector = width(volume)
-    offsets, below, above, _ = tables
+    vector, angle = width(volume), at_hand(angle)
+    offsets, below = tables
     along, across = vector, volume.shape[1] * vector
     if angle.by_rows:
         along, across = across, along
@@ -188,17 +193,17 @@ def _walk_band(volume, angle, inside, squared, spans, lengths, trace, rays, step
             entry = (ray - block) * TABLE_LANES
             store(offsets, entry, pixel * np.int32(across) + steps)
             store(below, entry, near)
-            store(above, entry, far)
         for ray in range(block, block_end):
             first, end = max(item(spans, 2 * ray) - step, 0), min(item(spans, 2 * ray + 1) - step, STEPS)
             if first < end:
-                entry = (ray - block) * TABLE_LANES
-                place = (ray + BINS_BEFORE) * vector
-                first, end, so_far = entry + first, entry + end, load(sums, place)
-                if angle.by_rows:
-                    so_far = _walk(volume, offsets, below, above, first, end, across, None, so_far)
+                entry, place = (ray - block) * TABLE_LANES, (ray + BINS_BEFORE) * vector
+                so_far = load(sums, place)
+                if end - first < STEPS:
+                    so_far = _walk(volume, offsets, below, angle.peak, entry + first, end - first, across, None, so_far)
+                elif angle.by_rows:  # the compiler lays the steps of a known number out one after the other
+                    so_far = _walk(volume, offsets, below, angle.peak, entry, STEPS, across, None, so_far)
                 else:
-                    so_far = _walk(volume, offsets, below, above, first, end, across, ahead, so_far)
+                    so_far = _walk(volume, offsets, below, angle.peak, entry, STEPS, across, ahead, so_far)
                 store(sums, place, so_far)
 
 
@@ -215,7 +220,7 @@ def _residual_block(
     volume, sinogram, angles, inside, radius, squared, spans, weights, trace, weighted, block, rays, out
 ):
     """Fill `out` for the angles of `block` and the rays of `rays`."""
-    tables = _new_tables(RAYS * TABLE_LANES)
+    offsets, below, _, _ = _new_tables(RAYS * TABLE_LANES)
     lengths = np.empty((block[1] - block[0], (rays[1] - rays[0]) * TABLE_LANES if trace else 0), np.float32)
     for index in range(block[0], block[1]):
         clear(out[index], rays)
@@ -225,7 +230,7 @@ def _residual_block(
         for index in range(block[0], block[1]):
             _walk_band(
                 volume, angles[index], inside, squared, spans[index], lengths[index - block[0]], trace, rays, step,
-                tables, out[index],
+                (offsets, below), out[index],
             )  # fmt: skip
     for index in range(block[0], block[1]):
         if trace:
@@ -284,19 +289,63 @@ def _tabulate_row(angles, row, column, size, vector, stride, offsets, below, abo
 
 
 @njit(**SMALL)
-def _gather_pair(residual, offsets, below, above, lane, count, left, right):
-    """Return `left` and `right` plus what `count` angles give to the pixels `lane` and `lane + 1`."""
-    vector = width(residual)
-    left_above, right_above = zeros(residual), zeros(residual)
-    entry = lane
-    for _ in range(count):
-        offset, next_offset = item(offsets, entry), item(offsets, entry + 1)
-        left = left + item(below, entry) * load(residual, offset)
-        left_above = left_above + item(above, entry) * load(residual, offset + vector)
-        right = right + item(below, entry + 1) * load(residual, next_offset)
-        right_above = right_above + item(above, entry + 1) * load(residual, next_offset + vector)
-        entry += TABLE_LANES
-    return left + left_above, right + right_above
+def _gather(residual, offsets, below, above, entry, near, far):
+    """Return `near` and `far` plus what one entry of the tables gives to a pixel: the bins below and above it."""
+    offset = item(offsets, entry)
+    near = near + item(below, entry) * load(residual, offset)
+    return near, far + item(above, entry) * load(residual, offset + width(residual))
+
+
+@njit(**SMALL)
+def _gather_pair(residual, offsets, below, above, lane, count, so_far, next_so_far):
+    """Return what two pixels have so far plus what `count` angles give to them."""
+    a, b, c, d = so_far, zeros(residual), next_so_far, zeros(residual)
+    for entry in range(lane, lane + count * TABLE_LANES, TABLE_LANES):
+        a, b = _gather(residual, offsets, below, above, entry, a, b)
+        c, d = _gather(residual, offsets, below, above, entry + 1, c, d)
+    return a + b, c + d
+
+
+@njit(**SMALL)
+def _gather_four(residual, offsets, below, above, lane, count, so_far):
+    """Return what four pixels have so far plus what `count` angles give to them.
+
+    Sums that do not wait for each other keep a processor busy, as long as its registers hold them: eight are enough.
+    """
+    first, second, third, fourth = so_far
+    if not fits_register(residual):
+        first, second = _gather_pair(residual, offsets, below, above, lane, count, first, second)
+        third, fourth = _gather_pair(residual, offsets, below, above, lane + 2, count, third, fourth)
+        return first, second, third, fourth
+    a, b, c, d = first, zeros(residual), second, zeros(residual)
+    e, f, g, h = third, zeros(residual), fourth, zeros(residual)
+    for entry in range(lane, lane + count * TABLE_LANES, TABLE_LANES):
+        a, b = _gather(residual, offsets, below, above, entry, a, b)
+        c, d = _gather(residual, offsets, below, above, entry + 1, c, d)
+        e, f = _gather(residual, offsets, below, above, entry + 2, e, f)
+        g, h = _gather(residual, offsets, below, above, entry + 3, g, h)
+    return a + b, c + d, e + f, g + h
+
+
+@njit(**SMALL)
+def _load_four(sums, spot, is_first):
+    """Return what the passes before gathered for four pixels."""
+    if is_first:
+        return zeros(sums), zeros(sums), zeros(sums), zeros(sums)
+    vector = width(sums)
+    return (
+        load(sums, spot), load(sums, spot + vector), load(sums, spot + 2 * vector), load(sums, spot + 3 * vector)
+    )  # fmt: skip
+
+
+@njit(**SMALL)
+def _store_four(sums, spot, gathered):
+    vector = width(sums)
+    first, second, third, fourth = gathered
+    store(sums, spot, first)
+    store(sums, spot + vector, second)
+    store(sums, spot + 2 * vector, third)
+    store(sums, spot + 3 * vector, fourth)
 
 
 @njit(**SMALL)
@@ -308,6 +357,21 @@ def _change_pixel(volume, place, gain, gathered):
 
 
 @njit(**SMALL)
+def _change_four(volume, place, gains, lane, end, gathered):
+    """Add to those of four pixels from `lane` on that lie before `end`; return the sum of the squared changes."""
+    vector = width(volume)
+    first, second, third, fourth = gathered
+    squares = _change_pixel(volume, place, item(gains, lane), first)
+    if lane + 1 < end:
+        squares = squares + _change_pixel(volume, place + vector, item(gains, lane + 1), second)
+    if lane + 2 < end:
+        squares = squares + _change_pixel(volume, place + 2 * vector, item(gains, lane + 2), third)
+    if lane + 3 < end:
+        squares = squares + _change_pixel(volume, place + 3 * vector, item(gains, lane + 3), fourth)
+    return squares
+
+
+@njit(**SMALL)
 def _pass_row(
     volume, residual, angles, inside, weights, weigh, keeps, relaxation, pixels, tables, sums, is_first, is_last
 ):
@@ -315,10 +379,10 @@ def _pass_row(
     vector, size = width(volume), columns_of(inside)
     offsets, below, above, gains = tables
     row, left_edge, right_edge, spot = pixels
-    left_squares, right_squares = zeros(volume), zeros(volume)
+    squares = zeros(volume)
     first, end = max(left_edge, inside[0, row]), min(right_edge, inside[1, row] + 1)
     if first >= end:
-        return left_squares
+        return squares
     place = row * weights.shape[1] + left_edge
     lengths = table_zeros() if weigh and is_first else load_floats(weights, place)
     lengths = _tabulate_row(
@@ -332,20 +396,15 @@ def _pass_row(
             store(weights, place, lengths)
     store(gains, 0, relaxation * lengths)
     place = ((row + BORDER) * volume.shape[1] + left_edge + BORDER) * vector
-    for lane in range((first - left_edge) & -2, end - left_edge, 2):
-        left, right = zeros(volume), zeros(volume)
-        if not is_first:
-            left, right = load(sums, spot + lane * vector), load(sums, spot + (lane + 1) * vector)
-        left, right = _gather_pair(residual, offsets, below, above, lane, len(angles), left, right)
+    for lane in range((first - left_edge) & -PIXELS, end - left_edge, PIXELS):
+        at, lane_spot = place + lane * vector, spot + lane * vector
+        gathered = _load_four(sums, lane_spot, is_first)
+        gathered = _gather_four(residual, offsets, below, above, lane, len(angles), gathered)
         if is_last:
-            pixel = place + lane * vector
-            left_squares = left_squares + _change_pixel(volume, pixel, item(gains, lane), left)
-            if left_edge + lane + 1 < right_edge:
-                right_squares = right_squares + _change_pixel(volume, pixel + vector, item(gains, lane + 1), right)
+            squares = squares + _change_four(volume, at, gains, lane, right_edge - left_edge, gathered)
         else:
-            store(sums, spot + lane * vector, left)
-            store(sums, spot + (lane + 1) * vector, right)
-    return left_squares + right_squares
+            _store_four(sums, lane_spot, gathered)
+    return squares
 
 
 @njit(**LOOP)

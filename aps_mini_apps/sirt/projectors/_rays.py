@@ -8,6 +8,7 @@ within the tables of 16 units of 2**-26, which a shift splits into a whole pixel
 # (Numba types these functions, from the arrays that they are called with.)
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -41,21 +42,45 @@ _EDGE = 1e-6  # a ray that runs this close to the far side of the border has no 
 ANGLES_PER_JOB = 8
 """Angles of a forward job: they share its band of the volume."""
 
-ANGLE = np.dtype(
-    [(name, np.int64) for name in ("cos", "sin", "first", "origin", "pitch", "slope", "by_rows")]
-    + [(name, np.float32) for name in ("peak", "top", "pixel_top", "pixel_fall", "bin_top", "bin_fall")],
-    align=True,
-)
-"""A footprint as the loops want it: positions as integers, weights as `top - fall * fraction`.
 
-The weight of the neighbour above is `pixel_top + pixel_fall * fraction` where rays meet pixels, and
-`bin_top + bin_fall * fraction` where pixels meet bins, whose neighbours lie farther apart.
-"""
+class Angle(NamedTuple):
+    """A footprint as the loops want it: positions as integers, weights as `top - fall * fraction`.
+
+    The weight of the neighbour above is `pixel_top + pixel_fall * fraction` where rays meet pixels, and
+    `bin_top + bin_fall * fraction` where pixels meet bins, whose neighbours lie farther apart.
+    """
+
+    cos: np.int64
+    sin: np.int64
+    first: np.int64
+    origin: np.int64
+    pitch: np.int64
+    slope: np.int64
+    by_rows: np.int64
+    peak: np.float32
+    top: np.float32
+    pixel_top: np.float32
+    pixel_fall: np.float32
+    bin_top: np.float32
+    bin_fall: np.float32
+
+
+ANGLE = np.dtype(list(Angle.__annotations__.items()), align=True)
+"""An angle as an element of an array."""
 
 LOOP = {"nogil": True, "cache": True, "error_model": "numpy"}
 PARALLEL = {**LOOP, "parallel": True}
 # Small functions become part of their caller. They own no arrays: counting references would cost half the speed.
 SMALL = {"forceinline": True, "error_model": "numpy", "_nrt": False}
+
+
+@njit(**SMALL)
+def at_hand(angle):
+    """Return an element of an array as values that stay in registers: the array might change with every store."""
+    return Angle(
+        angle.cos, angle.sin, angle.first, angle.origin, angle.pitch, angle.slope, angle.by_rows,
+        angle.peak, angle.top, angle.pixel_top, angle.pixel_fall, angle.bin_top, angle.bin_fall,
+    )  # fmt: skip
 
 
 @njit(**SMALL)

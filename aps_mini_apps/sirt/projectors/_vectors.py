@@ -317,10 +317,23 @@ def item(typing, table, index):
     return table.dtype(table, types.intp), operation
 
 
+def _has(feature: str) -> bool:
+    """Return whether LLVM compiles for a processor with `feature`."""
+    *_, features = cpu_target.target_context.codegen().magic_tuple()  # a part of the key of Numba's cache
+    return f"+{feature}" in features.split(",")
+
+
 def picks_at_once() -> bool:
     """Return whether an instruction of this processor does what `pick` does: choose among two registers (AVX-512)."""
-    *_, features = cpu_target.target_context.codegen().magic_tuple()  # a part of the key of Numba's cache
-    return "+avx512f" in features.split(",")
+    return _has("avx512f")
+
+
+@intrinsic
+def fits_register(typing, array):
+    """Return whether one of the processor's registers holds an element of `array`."""
+    lanes = 16 if _has("avx512f") else 8 if _has("avx") else 4
+    fits = array.dtype.size // 4 <= lanes
+    return types.boolean(array), lambda context, builder, sig, args: ir.IntType(1)(fits)
 
 
 @intrinsic
