@@ -39,6 +39,7 @@ from aps_mini_apps.sirt.projectors._rays import (
     weigh,
 )
 from aps_mini_apps.sirt.projectors._vectors import (
+    CACHE_LINE,
     TABLE_LANES,
     counting,
     fits_register,
@@ -58,13 +59,12 @@ from aps_mini_apps.sirt.projectors._vectors import (
     zeros,
 )
 
-CACHE_LINE = 64
-
 STEPS = TABLE_LANES  # steps of a forward band: its rows of the volume stay in the second-level cache
 RAYS = 8  # rays whose tables are made together: tables stay in the first-level cache
 
 TILE_ROWS = 32
 TILE_COLUMNS = TABLE_LANES
+ROWS_AHEAD = 2  # rows of a tile whose bins are asked for before their turn
 PIXELS = 4  # pixels of a row that gather together
 ANGLES_PER_PASS = 16  # angles whose bins stay in the first-level cache while a row of a tile is filled
 
@@ -269,18 +269,33 @@ def fill_residual(
 
 
 @njit(**SMALL)
-def _tabulate_row(angles, row, column, size, vector, stride, offsets, below, above, lengths, sum_up):
+def _ask_for_bins(residual, angle, index, row, column):
+    """Ask for the bins at both ends of 16 pixels of a row: that is where a row has others than the one before.
+
+    The bins of the next angle lie too far away for the processor to foresee them.
+    """
+    start = on_detector(angle, row, column)
+    end = start + (TABLE_LANES - 1) * angle.cos
+    first = index * residual.shape[1] + BINS_BEFORE
+    prefetch(residual, (first + (start >> POSITION_BITS)) * width(residual))
+    prefetch(residual, (first + (end >> POSITION_BITS)) * width(residual))
+
+
+@njit(**SMALL)
+def _tabulate_row(residual, angles, row, column, size, offsets, below, above, lengths, sum_up):
     """Fill the tables with the bins and weights of 16 pixels of one row, angle by angle.
 
     Return `lengths` plus those of the rays within the detector, if asked to `sum_up`.
     """
+    vector = width(residual)
     first_bin, last_bin = np.int32(-BINS_BEFORE), np.int32(size + BINS_AFTER - 2)
     none, one, last_ray = np.int32(0), np.int32(1), np.int32(size - 1)
     for index in range(len(angles)):
         bins, near, far = _pixel_taps(angles[index], row, column)
+        _ask_for_bins(residual, angles[index], index, row + ROWS_AHEAD, column)
         inside = maximum(first_bin, minimum(last_bin, bins))
         entry = index * TABLE_LANES
-        store(offsets, entry, inside * np.int32(vector) + np.int32(index * stride + BINS_BEFORE * vector))
+        store(offsets, entry, (inside + np.int32(index * residual.shape[1] + BINS_BEFORE)) * np.int32(vector))
         store(below, entry, near)
         store(above, entry, far)
         if sum_up:
@@ -376,7 +391,7 @@ def _pass_row(
     volume, residual, angles, inside, weights, weigh, keeps, relaxation, pixels, tables, sums, is_first, is_last
 ):
     """Gather what some of the angles give to 16 pixels of a row; the last pass updates them and returns the change."""
-    vector, size = width(volume), columns_of(inside)
+    vector = width(volume)
     offsets, below, above, gains = tables
     row, left_edge, right_edge, spot = pixels
     squares = zeros(volume)
@@ -385,9 +400,7 @@ def _pass_row(
         return squares
     place = row * weights.shape[1] + left_edge
     lengths = table_zeros() if weigh and is_first else load_floats(weights, place)
-    lengths = _tabulate_row(
-        angles, row, left_edge, size, vector, residual.shape[1] * vector, offsets, below, above, lengths, weigh
-    )
+    lengths = _tabulate_row(residual, angles, row, left_edge, columns_of(inside), offsets, below, above, lengths, weigh)
     if weigh:
         if is_last:
             lengths = inverse(lengths, np.float32(NEGLIGIBLE))

@@ -39,7 +39,7 @@ _SHIFT = POSITION_BITS - FRACTION_BITS
 _FRACTION_MASK = (1 << FRACTION_BITS) - 1
 _EDGE = 1e-6  # a ray that runs this close to the far side of the border has no weight, only rounding
 
-ANGLES_PER_JOB = 8
+ANGLES_PER_JOB = 16
 """Angles of a forward job: they share its band of the volume."""
 
 

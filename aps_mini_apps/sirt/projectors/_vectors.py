@@ -26,6 +26,9 @@ from numba.extending import intrinsic, models, register_model
 TABLE_LANES = 16
 """Lanes of the vectors in which weights and addresses are worked out."""
 
+CACHE_LINE = 64
+"""Bytes of a line of the cache."""
+
 WINDOW = 2 * TABLE_LANES
 """Numbers from which `pick` takes some."""
 
@@ -270,14 +273,15 @@ def load(typing, array, offset):
 
 @intrinsic
 def prefetch(typing, array, offset):
-    """Ask for the line of the cache that is `offset` floats into `array`, which may lie beyond its ends."""
+    """Ask for the element that is `offset` floats into `array`, which may lie beyond its ends, to come to the cache."""
 
     def operation(context, builder, sig, args):
         address = _address(context, builder, sig, args, ir.FloatType())
         pointer = builder.bitcast(address, ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, *[_INDEX] * 3])
         function = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
-        builder.call(function, [pointer, _INDEX(0), _INDEX(3), _INDEX(1)])
+        for line in range(0, array.dtype.size, CACHE_LINE):
+            builder.call(function, [builder.gep(pointer, [_INDEX(line)]), _INDEX(0), _INDEX(3), _INDEX(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), operation

@@ -13,13 +13,12 @@ from aps_mini_apps.compiling import one_at_a_time
 from aps_mini_apps.sirt.projectors import _kernels, _rays, _single
 from aps_mini_apps.sirt.projectors._footprint import Model, Norm, footprints, in_circle
 from aps_mini_apps.sirt.projectors._layout import choose_lanes
-from aps_mini_apps.sirt.projectors._vectors import TABLE_LANES, WINDOW, picks_at_once, vector_dtype
+from aps_mini_apps.sirt.projectors._vectors import CACHE_LINE, TABLE_LANES, WINDOW, picks_at_once, vector_dtype
 
 Floats = npt.NDArray[np.float32]
 
 _LARGEST_OFFSET = 2**31 - 1
 """Offsets within a slab are 32-bit: the tables of the kernels hold them."""
-_CACHE_LINE = 64
 _FEWEST_RAYS = 32
 """Rays of one forward job, at least: fewer than that spend their time on the tables."""
 
@@ -288,7 +287,7 @@ def _zeros(shape: tuple[int, ...]) -> Floats:
     (NumPy itself asks for huge pages where an array is large, which matters as much.)
     """
     count = math.prod(shape)
-    spare = _CACHE_LINE // 4
+    spare = CACHE_LINE // 4
     block = np.zeros(count + spare, np.float32)
-    start = -block.ctypes.data % _CACHE_LINE // 4
+    start = -block.ctypes.data % CACHE_LINE // 4
     return block[start : start + count].reshape(shape)
