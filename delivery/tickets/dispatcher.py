@@ -177,17 +177,18 @@ class Dispatcher:
 
     def _admit_downloads(self, waiting: list[Ticket], now: float) -> list[Ticket]:
         under_way = self._under_way(Kind.DOWNLOAD)
-        taken = {ticket.key for ticket in under_way} | self._made_by_now()  # in this order: what ends meanwhile is made
+        stored = self._stored()  # after what is under way: what ends meanwhile is stored
+        taken = {ticket.key for ticket in under_way} | stored.keys()
         queue: dict[str, Ticket] = {}
         for ticket in waiting:
             if ticket.kind == Kind.DOWNLOAD and ticket.key not in taken:  # who asks for the same waits for the first
                 taken.add(ticket.key)
                 queue[ticket.id] = ticket
-        held = [*self._stored(), *(Held(ticket.size, now + ticket.keep) for ticket in under_way)]
+        held = [*stored.values(), *(Held(ticket.size, now + ticket.keep) for ticket in under_way)]
         result = admit(
             (Waiting(ticket.id, ticket.size, ticket.keep) for ticket in queue.values()),
             held,
-            capacity=self._shelf.capacity(sum(item.size for item in self._stored())),
+            capacity=self._shelf.capacity(sum(item.size for item in stored.values())),
             slots=self._limits[Kind.DOWNLOAD] - len(under_way),
             now=now,
             promises={name: when for name, when in self._promises.items() if name in queue},
@@ -203,18 +204,14 @@ class Dispatcher:
         """Return what is worked on, also if it was cancelled a moment ago."""
         return [ticket for ticket in list(self._running.values()) if ticket.kind == kind]
 
-    def _made_by_now(self) -> set[str]:
-        """Return the keys of all artefacts; who waits for one is served in the next turn."""
-        with self._book.engine.connect() as connection:
-            return set(connection.scalars(select(artefacts.c.key)))
-
-    def _stored(self) -> list[Held]:
-        """Return what the store holds; what nobody wants leaves it as soon as nobody fetches it."""
+    def _stored(self) -> dict[str, Held]:
+        """Return the artefacts by their keys; what nobody wants leaves the store as soon as nobody fetches it."""
         until = func.coalesce(func.max(tickets.c.expires), 0.0)
         ready = (tickets.c.key == artefacts.c.key) & (tickets.c.state == State.READY)
-        rows = select(artefacts.c.size, until).outerjoin(tickets, ready).group_by(artefacts.c.key, artefacts.c.size)
+        rows = select(artefacts.c.key, artefacts.c.size, until).outerjoin(tickets, ready)
         with self._book.engine.connect() as connection:
-            return [Held(size, when) for size, when in connection.execute(rows)]
+            found = connection.execute(rows.group_by(artefacts.c.key, artefacts.c.size)).all()
+        return {key: Held(size, when) for key, size, when in found}
 
     # What is done for one ticket
 
