@@ -215,20 +215,19 @@ def _copy(source: Any, target: Any) -> None:
         target[k] = source[k]
 
 
+def multiply_add(threads: int, times: int = 2_000_000) -> Contestant:
+    """Multiply and add in registers alone, in as many jobs as there are threads."""
+    numbers = np.ones((threads, CHAINS), np.float32).view(vector_dtype(CHAINS))[:, 0]
+    return Contestant(lambda: _multiply_add(numbers, np.float32(0.5), times), threads * times * CHAINS * 2 / 1e9)
+
+
 def limits(rounds: int) -> tuple[Result, Result]:
     """Measure what the machine can do: GFLOP/s of multiply and add, and GB/s of a copy (read and written)."""
-    threads, times = numba.get_num_threads(), 2_000_000
-    numbers = np.ones((threads, CHAINS), np.float32).view(vector_dtype(CHAINS))[:, 0]
-    flops = threads * times * CHAINS * 2 / 1e9
+    threads = numba.get_num_threads()
     source = np.ones(1 << 26, np.float32)
     target = np.zeros_like(source)
     return (
-        compete(
-            f"fma_peak_{threads}",
-            "GFLOP/s",
-            {"": Contestant(lambda: _multiply_add(numbers, np.float32(0.5), times), flops)},
-            rounds,
-        ),
+        compete(f"fma_peak_{threads}", "GFLOP/s", {"": multiply_add(threads)}, rounds),
         compete(
             f"copy_bandwidth_{threads}",
             "GB/s",
@@ -279,12 +278,17 @@ def on_one_thread(run: Callable[[], object]) -> Callable[[], None]:
     return alone
 
 
-def scaling(rounds: int) -> Result:
-    """Compare a batch on all threads with the same on one."""
-    ours = Ours(512, 16).batch(360, 5)
+def scaling(rounds: int) -> list[Result]:
+    """Compare a batch on all threads with the same on one; and, as the most there is to have, multiply and add."""
     threads = numba.get_num_threads()
-    alone = Contestant(on_one_thread(ours.run), ours.work)
-    return compete(f"sirt_batch_scaling_{threads}", "GUPS", {"ours": ours, "one thread": alone}, rounds)
+    batch, limit = Ours(512, 16).batch(360, 5), multiply_add(threads, 100_000_000)  # of the same length
+    return [
+        compete(name, unit, {"": all_, "one thread": Contestant(on_one_thread(all_.run), all_.work)}, rounds)
+        for name, unit, all_ in (
+            (f"sirt_batch_scaling_{threads}", "GUPS", batch),
+            (f"fma_scaling_{threads}", "GFLOP/s", limit),
+        )
+    ]
 
 
 def share(part: Result, whole: Result, per_unit: float, name: str) -> Result:
@@ -312,7 +316,7 @@ def main() -> None:
             all_peers = (columns, slices, length) == (512, 16, 4)
             results.append(stream(columns, slices, length, rounds, prototype, peers=all_peers))
     if only in "sirt_batch_scaling":
-        results.append(scaling(rounds))
+        results += scaling(rounds)
     fast = {result.name: result for result in results}
     if chosen := fast.get("sirt_batch_512x360_16"):
         results.append(share(chosen, results[0], 4.0, "sirt_batch_512x360_16_of_fma_peak"))  # two taps: 4 operations
