@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aps_mini_apps.sirt.projectors import _kernels, _rays, _single, make_projector
+from aps_mini_apps.sirt.projectors._footprint import footprints
 from tests.folding import sirt
 
 BACKENDS = ("numpy", "numba")
@@ -94,6 +95,16 @@ class TestMatrix:
         volumes = [projector.export_volume(projector.back(sinogram, geometry)) for sinogram in sinograms]
         matrix = np.concatenate(volumes).reshape(len(angles), columns, -1)
         np.testing.assert_allclose(matrix, dense(columns, angles, center, model), atol=2e-4)
+
+
+@given(angle=st.floats(-10, 10), fraction=st.floats(0, 1), model=st.sampled_from(MODELS))
+def test_at_every_step_the_lengths_in_both_pixels_are_the_whole_chord(angle, fraction, model):
+    (ray,) = footprints([angle], 4.0, 8, model)
+    below, above = (
+        min(ray["peak"], max(0.0, ray["top"] - ray["fall"] * distance))
+        for distance in (fraction * ray["spacing"], (1 - fraction) * ray["spacing"])
+    )
+    assert below + above == pytest.approx(ray["peak"], rel=1e-9)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
