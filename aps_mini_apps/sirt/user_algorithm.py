@@ -28,6 +28,9 @@ CLOCK_TICK = 2.0
 SETTLED = 0.1
 """Seconds without a write, after which a file is taken to be whole: few editors replace it in one go."""
 
+EMPTIED = 2.0
+"""The same for an empty file: what follows the emptying may be long in coming, most of all over a network."""
+
 DIGEST_LENGTH = 12
 
 TRANSACTION = Held(volumes=2)
@@ -145,11 +148,14 @@ class UserAlgorithm:
             sign = _sign(self._path)
             if sign == self._sign and self._read_at - sign[0] / 1e9 > CLOCK_TICK:
                 return
-            if 0.0 <= time.time() - sign[0] / 1e9 < SETTLED:
+            if 0.0 <= time.time() - sign[0] / 1e9 < (SETTLED if sign[1] else EMPTIED):
                 return
-            self._sign, self._read_at, source = sign, time.time(), self._path.read_bytes()
+            read_at, source = time.time(), self._path.read_bytes()
+            if _sign(self._path) != sign:  # a write has begun meanwhile: this may be half of it
+                return
         except OSError:  # an editor is replacing it
             return
+        self._sign, self._read_at = sign, read_at
         if source == self._source:
             return
         self._source = source

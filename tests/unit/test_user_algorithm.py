@@ -90,11 +90,32 @@ def test_an_edit_of_the_same_length_within_one_tick_of_the_clock_is_seen(bench: 
 def test_a_file_that_is_being_written_waits_for_the_next_window(bench: Bench) -> None:
     bench.load(adding(1)).fold()
     whole = adding(2)
-    bench.save(whole[: len(whole) // 2], seconds_ago=0.0)
     with capture_logs() as log:
+        bench.save("", seconds_ago=1.0)
         assert np.all(bench.fold() == 2)
+        bench.save(whole[: len(whole) // 2], seconds_ago=0.0)
+        assert np.all(bench.fold() == 3)
         bench.save(whole)
-        assert np.all(bench.fold() == 4)
+        assert np.all(bench.fold() == 5)
+    assert [event["log_level"] for event in log] == ["info"]
+
+
+def test_a_write_that_begins_while_the_file_is_read_waits_for_the_next_window(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.load(adding(1)).fold()
+    bench.save(adding(2))
+
+    def read_too_late(path: Path) -> bytes:
+        path.write_bytes(b"")  # an editor that writes in place has emptied it between the look and the read
+        return b""
+
+    with capture_logs() as log:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", read_too_late)
+            assert np.all(bench.fold() == 2)
+        bench.save(adding(3))
+        assert np.all(bench.fold() == 5)
     assert [event["log_level"] for event in log] == ["info"]
 
 
@@ -118,7 +139,7 @@ BROKEN = {
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
 def test_a_bad_edit_is_reported_and_the_version_before_goes_on(bench: Bench, text: str) -> None:
     bench.load(adding(1)).fold()
-    bench.save(text)
+    bench.save(text, seconds_ago=3.0)
     with capture_logs() as log:
         assert np.all(bench.fold() == 2)  # the window that met it is not lost, nor folded in twice
         assert np.all(bench.fold() == 3)
