@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 import structlog
+from hypothesis import settings
+
+# how long an example takes depends on what else runs: benchmarks/ is for that
+settings.register_profile("ours", settings.default, deadline=None)
+settings.load_profile("ours")
 
 ROOT = Path(__file__).resolve().parent.parent
 MAY_SKIP = re.compile(r"no GPU|TomoPy is not installed")

@@ -60,7 +60,7 @@ class Pair:
         self.said: list[str] = []
         self.most_memory = 0
         tokens = TokenFile(folder / "tokens.json")
-        self.tokens = {name: tokens.add(name, 600) for name in (*SITES, "operator", "ada")}
+        self.tokens = {name: tokens.add(name, 24 * 3600) for name in (*SITES, "operator", "ada")}
         for name, token in self.tokens.items():
             (folder / f"{name}.token").write_text(token)
 
@@ -124,7 +124,7 @@ class Pair:
 
     def lies(self, site: str) -> set[str]:
         """Return the ids of all files on a site's disk; nothing may be left aside."""
-        assert not list((self.folder / site / "incoming").iterdir())
+        until(lambda: not list((self.folder / site / "incoming").iterdir()), "nothing is left aside")
         return {path.name for path in (self.folder / site / "files").rglob("*") if path.is_file()}
 
     def check(self, *, mend: bool = False) -> tuple[int, str]:
@@ -290,6 +290,8 @@ def form(name: str, content: bytes, *, end: bytes = b"--\r\n") -> bytes:
 
 def placed_where_the_rule_says(both: Pair, expected: dict[str, dict[str, int]]) -> None:
     """Assert what each site has: `expected` is sizes by name, by site; and that nothing else is anywhere."""
+    until(lambda: all(both.listed(site) == expected[site] for site in SITES), "all is where it belongs")
+    both.rest()
     for site in SITES:
         assert both.listed(site) == expected[site]
         here = [copy for copy in both.copies(site) if copy.state == "here"]

@@ -102,6 +102,8 @@ def test_check_tells_and_repair_mends(tmp_path):
         fill(both)
         both.rest()
         placed_where_the_rule_says(both, EXPECTED)
+        for site in SITES:
+            both.running[site].wait_for(r"placed at the other site .*name=t\b")
         assert both.check()[0] == 0
         ids = {copy.file.name: copy.id for site in SITES for copy in both.copies(site)}
         stored(both, "zero", ids["t"]).write_bytes(b"damaged")

@@ -30,7 +30,7 @@ def a_file(place: str, name: str = "a") -> File:
 @pytest.fixture
 def keeper(tmp_path: Path, database_url: str):
     engine, disk = open_database(database_url), Disk(tmp_path / "zero")
-    yield Keeper(Register(engine, Site.ZERO), disk)
+    yield Keeper(Register(engine, Site.ZERO, lambda: 1000.0), disk)
     disk.close()
     engine.dispose()
 

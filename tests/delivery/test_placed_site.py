@@ -16,8 +16,8 @@ KIND = "Content-Type: multipart/form-data; boundary=b"
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    options = ["--largest", 50_000_000, "--stall", 1, "--uploads", 4]
-    with pair(tmp_path_factory.mktemp("site"), *options) as running:
+    options = ["--largest", 50_000_000, "--uploads", 4]
+    with pair(tmp_path_factory.mktemp("site"), *options, of={"one": ["--stall", 1]}) as running:
         yield running
 
 
@@ -27,9 +27,11 @@ def nothing_is_left_aside(both: Pair):
     until(lambda: not any(list((both.folder / site / "incoming").iterdir()) for site in SITES), "nothing is left aside")
 
 
-def sent(both: Pair, body: bytes, *, kind: str = KIND, length: int | None = None, close: bool = False) -> str:
+def sent(
+    both: Pair, body: bytes, *, kind: str = KIND, length: int | None = None, close: bool = False, site: str = "zero"
+) -> str:
     head = [kind, f"Content-Length: {len(body) if length is None else length}", "Connection: close"]
-    return raw(both, "zero", head, body, then_close=close).decode()
+    return raw(both, site, head, body, then_close=close).decode()
 
 
 def test_the_old_interface_holds(both):
@@ -98,7 +100,7 @@ def test_a_length_that_is_a_lie_keeps_nothing(both):
 
 def test_a_client_that_falls_silent_is_given_up(both):
     body = form("silent", ZEROS)[:500]
-    answer = sent(both, body, length=2000)
+    answer = sent(both, body, length=2000, site="one")
     assert answer.startswith("HTTP/1.1 408")
 
 

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from delivery.web.app import bearer, create_app, server_config
 from delivery.web.ranges import RangeResponse
 from ministream.base.errors import UserError
+from tests.delivery.sync_programs import until
 
 WHOLE = os.urandom(300_000)
 BLOCK = 65_536
@@ -226,8 +227,8 @@ def test_what_was_sent_whole_is_told(address, sent):
 def test_every_service_has_health_metrics_and_documentation(address):
     assert httpx.get(f"{address}/healthz").text == "ok\n"
     httpx.get(f"{address}/whole")
-    metrics = httpx.get(f"{address}/metrics").text
-    assert 'delivery_request_seconds_count{method="GET",route="/whole",status="200"}' in metrics
+    counted = 'delivery_request_seconds_count{method="GET",route="/whole",status="200"}'
+    until(lambda: counted in httpx.get(f"{address}/metrics").text, "it is counted")
     assert httpx.get(f"{address}/docs").status_code == 200
     assert httpx.get(f"{address}/nothing").json() == {"detail": "Not Found"}
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from delivery.web.socket_body import BUFFER, READERS, rest_of
 from tests.delivery.test_ranges import served
 
-STALL = 0.3
+STALL = 60.0
 LARGE = bytes(range(256)) * (3 * BUFFER // 256)
 
 
@@ -42,7 +42,7 @@ class Server:
         else:
             try:
                 with rest:
-                    await rest.pour(into, STALL)
+                    await rest.pour(into, float(request.query_params.get("stall", STALL)))
             except TimeoutError as error:
                 raise HTTPException(408) from error
             except ClientDisconnect:
@@ -150,7 +150,7 @@ def test_what_a_route_leaves_is_passed_over(server):
 
 def test_silence_ends_a_request_and_the_rest_may_still_come(server):
     with Line(server) as line:
-        line.send(head(len(LARGE)) + LARGE[:1000])
+        line.send(head(len(LARGE), "body?stall=0.3") + LARGE[:1000])
         assert line.answer()[0] == 408
         line.send(LARGE[1000:] + head(10) + bytes(10))
         status, answer = line.answer()
@@ -182,7 +182,7 @@ def test_more_silent_lines_than_threads_hold_nobody_up(server):
     with ExitStack() as open_:
         silent = [open_.enter_context(Line(server)) for _ in range(3 * READERS)]
         for line in silent:
-            line.send(head(len(LARGE)) + LARGE[:1])
+            line.send(head(len(LARGE), "body?stall=0.3") + LARGE[:1])
         with Line(server) as line:
             line.send(head(len(LARGE)) + LARGE)
             assert line.answer() == told(LARGE)

@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import json
+import os
 import resource
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -77,16 +79,20 @@ def test_events_are_numbered_and_replayed_with_signs_of_life(service):
 
 def test_the_same_request_on_the_same_versions_shares_one_artefact(service):
     service.write("shared.h5", BIG)
-    before = len(list(service.store.rglob("*.zip")))
     tickets = [service.ask("shared.h5") for _ in range(5)]
-    etags = {service.until(ticket, "ready")["volumes"][0]["etag"] for ticket in tickets}
-    assert len(etags) == 1
-    assert len(list(service.store.rglob("*.zip"))) == before + 1
+    volumes = [service.until(ticket, "ready")["volumes"][0] for ticket in tickets]
+    assert len({volume["etag"] for volume in volumes}) == 1
+    artefact = volumes[0]["name"].removeprefix("files_").removesuffix(".zip")
+
+    def zips() -> list[Path]:
+        return list(service.store.rglob(f"{artefact}*/*.zip"))
+
+    assert len(zips()) == 1
     for ticket in tickets[1:]:
         service.operator.delete(f"/ticket/{ticket}")
     assert service.fetch(tickets[0]).status_code == 200
     service.operator.delete(f"/ticket/{tickets[0]}")
-    until(lambda: len(list(service.store.rglob("*.zip"))) == before, "the artefact to be deleted")
+    until(lambda: not zips(), "the artefact to be deleted")
 
 
 def test_who_comes_while_the_same_is_just_made_has_it_too(service):
@@ -295,18 +301,28 @@ def test_files_that_change_or_go_while_a_ticket_waits(full):
 
 def test_killed_it_goes_on_by_itself(tmp_path, database_url):
     with ticket_service(tmp_path, "--preparations", 1, "--space", "1GB", database=database_url) as service:
-        for index in range(3):
-            service.write(f"{index}.h5", 20_000_000)
-        tickets = [service.ask(f"{index}.h5") for index in range(3)]
-        until(lambda: list(service.store.rglob("*#*")), "a preparation to be under way")
-        service.kill()
-        service.start()
-        began = time.monotonic()  # on an idle machine the start itself takes two seconds; here others are at work
-        until(lambda: any(service.status(ticket)["state"] == "preparing" for ticket in tickets), "it to go on")
-        assert time.monotonic() - began < 5
-        for index, ticket in enumerate(tickets):
+        files: dict[str, dict[str, bytes]] = {}
+
+        def under_way() -> bool:
+            """Look for an archive that is being made; ask for one more where all are done."""
+            if all(service.status(ticket)["state"] == "ready" for ticket in files):
+                name = f"{len(files)}.h5"
+                files[service.ask(name)] = {name: content}
+            return any(service.store.rglob("*#*"))
+
+        def was_put_back() -> bool:
+            until(under_way, "a preparation to be under way")
+            service.kill()
+            service.start()
+            return any("waiting" in [state for _, state in events(service, ticket)][1:] for ticket in files)
+
+        content = os.urandom(20_000_000)
+        for index in range(50):
+            service.write(f"{index}.h5", content)
+        began = time.monotonic()
+        until(was_put_back, "a kill in the middle of a preparation", 120)
+        assert time.monotonic() - began < 60  # nothing waits for a lease of the dead to end
+        for ticket, expected in files.items():
             service.until(ticket, "ready")
-            assert contents(service.fetch(ticket).content) == {
-                f"{index}.h5": (service.files / f"{index}.h5").read_bytes()
-            }
-        assert len(list(service.store.rglob("*"))) == 3 + 3 + 1  # archives, their folders, the folder of these
+            assert contents(service.fetch(ticket).content) == expected
+        assert len(list(service.store.rglob("*"))) == 2 * len(files) + 1  # archives, their folders, the folder of these

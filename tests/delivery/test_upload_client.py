@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ def sent_chunks(service) -> int:
 
 
 def stored(service, name: str) -> bytes:
+    until(lambda: any(path.endswith(name) for path in service.files()), f"{name} to have its name")
     (found,) = [content for path, content in service.files().items() if path.endswith(name)]
     return found
 
@@ -98,11 +100,22 @@ def test_a_client_that_was_killed_goes_on_where_it_was(service, tmp_path):
     content = os.urandom(200 * CHUNK)
     (tmp_path / "killed.h5").write_bytes(content)
     before = sent_chunks(service)
-    first = upload(service, tmp_path / "killed.h5")
-    until(lambda: sent_chunks(service) > before + 20, "it is under way")
-    first.kill()
-    then = sent_chunks(service)
-    assert then - before < 200
+    options = {"to": service.url, "token_file": str(service.token_file), "chunk": CHUNK, "settle": 0}
+    script = f"""
+import os, signal
+from delivery.upload.client import upload
+
+left = [{20 * CHUNK}]
+
+def die_under_way(sent):
+    left[0] -= sent
+    if left[0] < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+upload({str(tmp_path / "killed.h5")!r}, progress=die_under_way, **{options!r})
+"""
+    assert Program("-c", script, folder=tmp_path).wait() == -signal.SIGKILL
+    assert 20 <= sent_chunks(service) - before < 200
     assert upload(service, tmp_path / "killed.h5").wait() == 0
     assert sent_chunks(service) - before <= 200 + 4  # those that were on their way
     assert stored(service, "killed.h5") == content

@@ -235,7 +235,7 @@ def trickled(line: socket.socket) -> bytes | None:
         return None
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_one_who_trickles_holds_up_nobody_for_long(tmp_path):
     with intake(tmp_path, "--memory", "1MiB", "--stall", "1 s") as service:
         slow, other = create(service, 1 << 20), create(service, 10)

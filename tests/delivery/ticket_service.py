@@ -95,7 +95,7 @@ def events(service: Service, ticket: str, last: int = 0, *, end: str = "ready") 
         for line in answer.iter_lines():
             if line.startswith("id: "):
                 number = int(line[4:])
-            if line.startswith("data: "):
+            if line.startswith("data: ") and '"done": ' not in line:  # how far it is, is not kept
                 found.append((number, line.split('"state": "')[1].split('"')[0]))
                 if found[-1][1] == end:
                     break
