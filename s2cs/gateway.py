@@ -372,6 +372,7 @@ class Gateway:
 
     async def _expire(self, live: _Live) -> None:
         async with live.lock:
+            await self._measure(live)  # a server that was paused has seen nothing of a tunnel in use meanwhile
             reason = live.session.overdue(time.time())
             if reason:
                 await self._end(live, lambda session: session.expire(reason))

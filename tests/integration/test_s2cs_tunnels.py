@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -179,49 +178,60 @@ def test_a_client_that_goes_away_leaves_nothing(tmp_path: Path) -> None:
     run(work())
 
 
-def test_times_that_pass(tmp_path: Path) -> None:
-    """A request that nobody greets, an opened tunnel that nobody renews any more, one that nobody uses."""
-
-    async def opened(side: Side) -> str:
-        uid = fresh()
-        await side.req(request(uid, encrypted=False, greeted=True, targets=["127.0.0.1:9"]))
-        await side.update(pb.UpdateTargets(uid=uid, role="PROD", remote_listeners=["127.0.0.1:9"]))
-        return uid
-
+def test_a_request_that_nobody_greets_ends(tmp_path: Path) -> None:
     async def work() -> None:
-        terms = {"plaintext": True, "request_timeout": 0.2, "lease": 0.4, "idle": 2}
-        async with serving(tmp_path, **terms) as side:
-            renewed, forgotten = await opened(side), await opened(side)
-            assert (await side.renew(pb.RenewRequest(uid=renewed))).lease_seconds == pytest.approx(0.4)
+        async with serving(tmp_path, request_timeout=0.2) as side:
             code, text = await refusal(side.req(request(fresh())))
             assert code is Code.DEADLINE_EXCEEDED
             assert "no hello came within" in text
+
+    run(work())
+
+
+def test_a_tunnel_that_nobody_renews_any_more_ends(tmp_path: Path) -> None:
+    """And one that nobody has ever renewed has no lease, however late one looks."""
+
+    async def work() -> None:
+        async with serving(tmp_path, plaintext=True, lease=0.4) as side:
+            (renewed, _), (forgotten, _) = [await open_plainly(side, "127.0.0.1:9") for _ in range(2)]
+            assert (await side.renew(pb.RenewRequest(uid=renewed))).lease_seconds == pytest.approx(0.4)
             await until(lambda: side.server.gateway.free_ports == 199)
             code, text = await refusal(side.renew(pb.RenewRequest(uid=renewed)))
             assert code is Code.NOT_FOUND
             assert "expired, its lease of 0 s was not renewed" in text
             assert (await side.state(forgotten)).state == "streaming"
+        assert proxies(tmp_path) == []
+
+    run(work())
+
+
+def test_a_tunnel_that_nobody_uses_ends(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with serving(tmp_path, plaintext=True, idle=1) as side:
+            uid, _ = await open_plainly(side, "127.0.0.1:9")
             await until(lambda: side.server.gateway.free_ports == 200)
-            code, text = await refusal(side.release(pb.Release(uid=forgotten)))
-            assert "no data for 2 s" in text
+            code, text = await refusal(side.release(pb.Release(uid=uid)))
+            assert code is Code.NOT_FOUND
+            assert "expired, no data for 1 s" in text
         assert proxies(tmp_path) == []
 
     run(work())
 
 
 def test_a_tunnel_in_use_is_not_idle(tmp_path: Path) -> None:
+    """Not even where the server itself was paused, and has seen nothing of it for longer than the idle time."""
+
     async def work() -> None:
-        terms = {"plaintext": True, "idle": 0.6}
-        async with serving(tmp_path, **terms) as side, echo() as service:
-            uid = fresh()
-            answer = await side.req(request(uid, encrypted=False, greeted=True, targets=[service]))
-            await side.update(pb.UpdateTargets(uid=uid, role="PROD", remote_listeners=[service]))
-            host, port = answer.listeners[0].split(":")
+        async with serving(tmp_path, plaintext=True, idle=60) as side, echo() as service:
+            uid, listener = await open_plainly(side, service)
+            host, port = listener.split(":")
             reader, writer = await asyncio.open_connection(host, int(port))
-            silent_until = time.monotonic() + 2
-            while time.monotonic() < silent_until:
-                assert (await side.state(uid)).state == "streaming"
-                await asyncio.sleep(0.1)
+            async with asyncio.timeout(PATIENCE):
+                while not (await side.state(uid)).connections:
+                    await asyncio.sleep(0.01)
+            side.server.gateway._live[uid].session.last_activity -= 100
+            await side.server.gateway.sweep()
+            assert (await side.state(uid)).state == "streaming"
             writer.write(b"still there\n")
             assert await reader.readline() == b"still there\n"
             assert (await side.state(uid)).connections == 1
