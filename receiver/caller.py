@@ -11,8 +11,9 @@ from ministream.base.errors import UserError
 from ministream.base.owner import Owner
 from receiver.access import Access
 
-CONNECT, READ = 3.0, 10.0
-"""Seconds until an answer is given up; a follower is sent a heartbeat in half that time."""
+ANSWER = 10.0
+"""Seconds until an answer is given up, that of the handshake, too, since a busy machine may let the receiver wait for
+some; a follower is sent a heartbeat in half that time."""
 
 
 class AwayError(UserError):
@@ -55,7 +56,7 @@ class Caller(Owner):
             base_url=url,
             verify=True if plaintext else access.tls(),
             headers={"Authorization": f"Bearer {access.token()}"},
-            timeout=httpx.Timeout(READ, connect=CONNECT),
+            timeout=ANSWER,
             trust_env=False,  # no proxy of this machine's environment is to see the token
         )
 
