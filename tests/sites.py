@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from s2cs import logins
 from s2cs.client import Gateway
 from s2cs.dataservers import proc
 from tests.ports import some_port
@@ -40,26 +41,25 @@ def running(arguments: list[str], **environment: str):
 class Site:
     """A gateway as its operator runs it: a control server as a program, its CA and a token of its own.
 
-    `changes` are options of `s2cs serve` without their dashes, such as `lease="10"`.
+    Its proxies listen on `ports`; `changes` are options of `s2cs serve` without their dashes, such as `lease="10"`.
     """
 
-    def __init__(self, folder: Path, **changes: str) -> None:
+    def __init__(self, folder: Path, ports: range, **changes: str) -> None:
         program = str(Path(sys.executable).with_name("s2cs"))
         made = subprocess.run(
             [program, "init", "127.0.0.1", "--folder", str(folder)], capture_output=True, text=True, check=True
         )
         self.token, self.ca = made.stdout.strip(), folder / "ca.crt"
         self.state, self.log = folder / "state", folder / "log"
-        first = some_port(100)
         options = {
             "listener_ip": "127.0.0.1",
-            "port_range": f"{first}-{first + 99}",
+            "port_range": f"{ports[0]}-{ports[-1]}",
             "server_crt": str(folder / "server.crt"),
             "server_key": str(folder / "server.key"),
             "tokens": str(folder / "tokens.json"),
             "allow": "127.0.0.0/8:1-65535",
             "state_dir": str(self.state),
-            "lease": "2",
+            "lease": "60",
             "log_format": "json",
             "drain": "0",
         }
@@ -98,7 +98,7 @@ class Site:
     def end(self) -> int:
         """End the server in order; return its exit code."""
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def clear(self) -> None:
         """End whatever a test that failed has left of the server and its proxies."""
@@ -118,13 +118,23 @@ class Site:
 @contextlib.contextmanager
 def two_sites(folder: Path, **changes: str):
     """The producer's site and the consumer's, each in a folder of its own; both end in order."""
+    first = some_port(200)
+    blocks = {"producer": range(first, first + 100), "consumer": range(first + 100, first + 200)}
     with contextlib.ExitStack() as stack:
         sites = []
-        for name in ("producer", "consumer"):
-            sites.append(Site(folder / name, **changes))
+        for name, ports in blocks.items():
+            sites.append(Site(folder / name, ports, **changes))
             stack.callback(sites[-1].clear)
         yield sites
         assert [site.end() for site in sites] == [0, 0]
+
+
+def log_in(sites: list[Site]) -> list[str]:
+    """Store the tokens of the producer's site and the consumer's; return what `connect` needs to be given then."""
+    for site in sites:
+        logins.store(site.address, site.token)
+    a, b = sites
+    return ["--producer-s2cs", a.address, "--consumer-s2cs", b.address, "--ca", str(a.ca), "--ca", str(b.ca)]
 
 
 @contextlib.contextmanager

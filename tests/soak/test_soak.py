@@ -106,7 +106,7 @@ def assert_nothing_left(sites: list[Site], before: Counter[str]) -> None:
 
 @pytest.mark.parametrize("kind", ["haproxy", pytest.param("stunnel", marks=pytest.mark.needs("stunnel"))])
 def test_hundreds_in_a_row(tmp_path: Path, kind: str) -> None:
-    with two_sites(tmp_path, type=kind, lease="60") as sites, gateways_of(sites) as gateways:
+    with two_sites(tmp_path, type=kind) as sites, gateways_of(sites) as gateways:
         servers = [site.process.pid for site in sites]
         for number in range(WARM_UP):
             one_session(gateways, number)
@@ -125,7 +125,7 @@ def test_hundreds_in_a_row(tmp_path: Path, kind: str) -> None:
 def test_fifty_at_once_and_again(tmp_path: Path) -> None:
     """Three times: what the first fifty leave in pools of threads and memory must do for the others."""
     with (
-        two_sites(tmp_path, lease="60") as sites,
+        two_sites(tmp_path) as sites,
         gateways_of(sites) as gateways,
         futures.ThreadPoolExecutor(AT_ONCE) as pool,
     ):

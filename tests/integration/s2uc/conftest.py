@@ -7,10 +7,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from s2cs import logins
 from s2cs.proto import scistream_pb2_grpc as rpc
 from tests.integration.s2uc.servers import OurServer, make_certificate
-from tests.sites import two_sites
+from tests.sites import log_in, two_sites
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,4 @@ def sites(tmp_path_factory):
 @pytest.fixture
 def logged_in(sites):
     """What `connect` needs to be given after a login at both sites."""
-    for site in sites:
-        logins.store(site.address, site.token)
-    a, b = sites
-    return ["--producer-s2cs", a.address, "--consumer-s2cs", b.address, "--ca", str(a.ca), "--ca", str(b.ca)]
+    return log_in(sites)

@@ -2,13 +2,14 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from concurrent import futures
 
 import pytest
 
 from s2cs import logins, user
 from s2cs.client import Tunnel, probe
-from tests.sites import converse, listeners_of, running, service
+from tests.sites import Site, converse, listeners_of, log_in, running, service, two_sites
 
 pytestmark = pytest.mark.needs("haproxy")
 
@@ -21,24 +22,39 @@ def test_connect_carries_and_leaves_nothing(sites, logged_in):
         assert [converse(listener, b"lab") for listener in listeners] == [b"a frame\n"] * 2
         assert [site.sessions() for site in sites] == [[uid], [uid]]
         process.terminate()
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "warning" not in errors
     assert [site.sessions() for site in sites] == [[], []]
     assert all(complaint.endswith("Connection refused") for complaint in probe(listeners))
 
 
-def test_lease_ends_what_a_killed_client_held(sites, logged_in):
-    with service(b"lab") as target, running(["connect", *logged_in, "--target", target]) as process:
-        process.stdout.readline()
-        assert all(site.sessions() for site in sites)
-        time.sleep(2.5)  # longer than the lease: it is renewed
-        assert all(site.sessions() for site in sites)
+def test_lease_ends_what_a_killed_client_held(tmp_path):
+    with (
+        two_sites(tmp_path, lease="9") as sites,  # renewed after 3 s: a client may wait for a processor twice as long
+        service(b"lab") as target,
+        running(["connect", *log_in(sites), "--target", target]) as process,
+    ):
+        uid = process.stdout.readline().split()[1]
+        until(lambda: all(lease_left(site, uid) for site in sites), "the client holds no lease")
+        ends = [lease_left(site, uid) + time.monotonic() for site in sites]  # at the latest
+        for site, end in zip(sites, ends, strict=True):
+            until(lambda site=site, end=end: time.monotonic() + lease_left(site, uid) > end, "no renewal")
         process.kill()
-        deadline = time.monotonic() + 15
-        while any(site.sessions() for site in sites):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: not any(site.sessions() for site in sites), "nobody holds it, and it is there")
+
+
+def lease_left(site: Site, uid: str) -> float:
+    with site.gateway() as gateway:
+        (session,) = gateway.list(uid)
+    return session.lease_left_seconds
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)  # asking costs a handshake
 
 
 @pytest.mark.usefixtures("logged_in")
