@@ -73,7 +73,8 @@ class Hop:
     async def __aenter__(self) -> "Hop":
         self.services = Services()
         targets = await self.services.start(self.count)
-        inbound, outbound = ([Address(HERE, p) for p in free_ports(self.count)] for _ in range(2))
+        ports = [Address(HERE, port) for port in free_ports(2 * self.count)]
+        inbound, outbound = ports[: self.count], ports[self.count :]
         self.keys = [self._keys(side) for side in ("prod", "cons")]
         self.proxies = Proxies(self.kind, self.folder, self.images)
         self.specs = [
@@ -136,7 +137,7 @@ async def echo(address: Address, payload: bytes, service: int = 0) -> None:
         await writer.wait_closed()
 
 
-async def until(condition: Callable[[], object], patience: float = 5.0) -> float:
+async def until(condition: Callable[[], object], patience: float = 30.0) -> float:
     """Wait for a condition; return how long that took."""
     began = time.monotonic()
     while not condition():
@@ -147,7 +148,7 @@ async def until(condition: Callable[[], object], patience: float = 5.0) -> float
 
 async def count(proxy: Proxy, least: int, connections: int = 0) -> int:
     """Return the bytes of both directions, once these are counted and so many connections are left."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (traffic := await proxy.traffic()) and (
             traffic.connections > connections or traffic.bytes_in + traffic.bytes_out < least
         ):

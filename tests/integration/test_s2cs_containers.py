@@ -28,7 +28,7 @@ def test_containers_serve_come_back_when_killed_and_leave_nothing(tmp_path, dock
             for number, container in enumerate(map(docker_client.containers.get, records), 1):
                 assert_confined(container.attrs, kind)
                 container.kill()
-                assert await until(lambda number=number: len(hop.restarts) == number) < 1.0
+                assert await until(lambda number=number: len(hop.restarts) == number) < 10
             assert all("code 137" in why for why in hop.restarts)
             await echo(hop.entrances[0], b"after")
             if kind == "stunnel":

@@ -198,7 +198,8 @@ def test_whatever_is_sent_the_next_good_request_is_served(tmp_path: Path, capfd:
         for name, body in calls:
             method = side.channel.unary_unary(f"/scistream.{name}")
             try:
-                await asyncio.wait_for(method(body, metadata=[("authorization", "x")]), 5)
+                patience = 5 if name == "Control/req" else 60
+                await asyncio.wait_for(method(body, metadata=[("authorization", "x")]), patience)
             except grpc.aio.AioRpcError as error:
                 answers.append((error.code(), error.details() or ""))
             except TimeoutError:
@@ -210,7 +211,7 @@ def test_whatever_is_sent_the_next_good_request_is_served(tmp_path: Path, capfd:
 
     with asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
-        side = runner.run(stack.enter_async_context(serving(tmp_path, request_timeout=1)))
+        side = runner.run(stack.enter_async_context(serving(tmp_path, request_timeout=10)))
 
         @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
         @given(st.lists(CALLS, min_size=1, max_size=6))

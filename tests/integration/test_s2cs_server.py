@@ -146,7 +146,7 @@ def test_a_proxy_that_dies_is_back_and_the_session_says_so(tmp_path: Path) -> No
             async with asyncio.timeout(PATIENCE):
                 while not (await side.state(uid)).restarts:
                     await asyncio.sleep(0.01)
-            assert time.monotonic() - died < 1
+            assert time.monotonic() - died < 10  # 0.1 s, unless somebody has to wait for a processor
             assert "SIGKILL" in (await side.state(uid)).reason
             assert await converse(listener, b"back\n") == b"back\n"
 

@@ -188,7 +188,7 @@ def test_impossible_scans(wrong, words):
 
 
 def test_it_is_faster_than_any_detector():
-    began = time.monotonic()
+    began = time.process_time()
     source = PhantomSource(columns=256, rows=16, projections=180)
     assert sum(1 for _ in source.projections(range(180))) == 180
-    assert time.monotonic() - began < 5  # 0.25 s on a core of 2023
+    assert time.process_time() - began < 5  # 0.25 s on a core of 2023

@@ -1,6 +1,5 @@
 """The port pool: blocks never overlap, come back, and pass over what others listen on."""
 
-import os
 import socket
 
 import pytest
@@ -10,26 +9,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from ministream.base.errors import UserError
 from s2cs.ports import PortPool, PortsExhausted
+from tests.ports import some_port
 
 
 def unused_ports(count: int) -> range:
-    """Return neighbouring ports on which nobody listens; another test run begins to look elsewhere."""
-    for turn in range(500):
-        first = 12000 + (os.getpid() * 97 + turn * count) % 20000
-        block = range(first, first + count)
-        if all(can_listen(port) for port in block):
-            return block
-    raise AssertionError("no free ports on this machine")
-
-
-def can_listen(port: int) -> bool:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    first = some_port(count)
+    return range(first, first + count)
 
 
 @pytest.fixture
@@ -135,10 +120,10 @@ class Pool(RuleBasedStateMachine):
     """Take, give back and restore in any order: the pool agrees with a plain set of ports."""
 
     blocks: Bundle[range] = Bundle("blocks")
+    ports: range
 
     def __init__(self) -> None:
         super().__init__()
-        self.ports = unused_ports(20)
         self.pool = PortPool(self.ports)
         self.held: set[int] = set()
 
@@ -179,5 +164,9 @@ class Pool(RuleBasedStateMachine):
         return not self.held & set(block)
 
 
-TestPool = Pool.TestCase
-TestPool.settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+class TestPool(Pool.TestCase):
+    settings = settings(deadline=None, max_examples=60, stateful_step_count=30)
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        Pool.ports = unused_ports(20)  # not in an example, where chance is seeded: all test runs would take the same

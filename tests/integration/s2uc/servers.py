@@ -25,6 +25,8 @@ class OldServer(rpc.ControlServicer):
     def __init__(self) -> None:
         self.calls: list[tuple[str, object]] = []
         self.entries: dict[str, dict] = {}
+        self.missed: list[str] = []
+        """Calls that came before the request that they belong to."""
         self.refuse: dict[str, str] = {}
         self.tokens: set[str] = set()
         self.required = ""
@@ -42,6 +44,7 @@ class OldServer(rpc.ControlServicer):
         if name == "req" and request.uid in self.entries:
             raise RuntimeError("Entry already found for uid")
         if name not in ("req", "list") and request.uid not in self.entries:
+            self.missed.append(name)
             raise RuntimeError(f"{name} request invalid, entry not found for uid '{request.uid}'")
 
     def listen(self, request: pb.Request) -> dict:
@@ -58,10 +61,10 @@ class OldServer(rpc.ControlServicer):
         return entry
 
     def req(self, request, context):
-        self.held.wait(10)
+        self.held.wait(60)
         self.begin("req", request, context)
         entry = self.listen(request)
-        assert entry["greeted"].wait(20)
+        assert entry["greeted"].wait(60)
         return pb.Response(listeners=entry["listeners"], prod_listeners=entry["targets"])
 
     def hello(self, request, context):

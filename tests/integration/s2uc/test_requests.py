@@ -1,6 +1,7 @@
 """The user client's commands, in SciStream's words and lines."""
 
 import re
+import resource
 import time
 from concurrent import futures
 
@@ -34,10 +35,10 @@ def test_hello_is_repeated_until_the_request_has_arrived(serve, ca):
     server.held.clear()
     with Gateway(address, ca=[ca]) as gateway, futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(gateway.req, "u", "PROD", connections=1, targets=["10.0.0.1:80"])
-        while not server.named("hello"):  # the first one comes too early, and is failed
+        while "hello" not in server.missed:  # the first one comes too early, and is failed
             time.sleep(0.01)
         server.held.set()
-        assert list(answer.result(10).prod_listeners) == ["10.0.0.1:80"]
+        assert list(answer.result(30).prod_listeners) == ["10.0.0.1:80"]
     assert len(server.named("hello")) > 1
 
 
@@ -66,7 +67,7 @@ def test_prod_req_waits_for_the_application(serve, ca, capsys):
 
         greeting = pool.submit(greet)
         assert user.main(["prod-req", "--s2cs", address, "--server-cert", str(ca), "--mock", "--num-conn", "1"]) == 0
-        assert greeting.result(5).message
+        assert greeting.result(30).message
     assert list(server.named("update")[0].remote_listeners) == ["10.0.0.7:7000"]
     assert "Listeners: ['127.0.0.1:" in capsys.readouterr().out
 
@@ -113,9 +114,15 @@ def test_connect_starts_quickly(pair, ca):
     _, a, _, b = pair
     took = []
     for _ in range(3):
-        began = time.monotonic()
+        before = work_of_children()
         with running(connect_arguments(a, b, ca, "--detach")) as process:
-            process.communicate(timeout=10)
-        took.append(time.monotonic() - began)
+            process.communicate(timeout=60)
+        took.append(work_of_children() - before)
         assert process.returncode == 0
-    assert min(took) < 1.0  # 0.3 s on an idle machine; what it guards against is an import that doubles it
+    assert min(took) < 1.0  # 0.2 s; what it guards against is a heavy import
+
+
+def work_of_children() -> float:
+    """Return the seconds that a processor has worked for children that have ended: waiting for one is not counted."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

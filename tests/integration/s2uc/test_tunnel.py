@@ -16,7 +16,8 @@ from tests.sites import running
 TOKEN = "secret-of-this-site"
 
 
-def test_tunnel_relays_certificates_and_listeners(pair, ca):
+def test_tunnel_relays_certificates_and_listeners(pair, ca, monkeypatch):
+    monkeypatch.setattr("s2cs.client.HELLO_AFTER", 30.0)  # a server that has to wait for a processor is not an old one
     producer, a, consumer, b = pair
     with both(a, b, ca) as gateways, Tunnel(*gateways, ["127.0.0.1:9"], connections=2, rate=7) as tunnel:
         (inner,), (outer,) = producer.entries.values(), consumer.entries.values()
@@ -131,7 +132,7 @@ def test_server_that_is_down_is_named(pair, ca, capsys):
     consumer.stop()
     began = time.monotonic()
     assert user.main(connect_arguments(a, b, ca)) == user.EXIT_UNREACHABLE
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
     assert capsys.readouterr().err == f"s2uc: error: consumer gateway {b} cannot be reached: Connection refused\n"
     assert producer.entries == {}
 
@@ -171,7 +172,7 @@ def test_old_servers_are_held_without_lease(serve, ca):
     (producer, a), (consumer, b) = serve(OldServer()), serve(OldServer())
     stop = StopFlag()
     with both(a, b, ca) as gateways, Tunnel(*gateways, ["127.0.0.1:9"], encrypted=False) as tunnel:
-        tunnel._keeper.join(5)
+        tunnel._keeper.join(60)
         assert not tunnel._keeper.is_alive()
         stop.request("enough")
         with pytest.raises(Stopped, match="enough"):
@@ -187,7 +188,7 @@ def test_signal_releases(pair, ca, number):
         uid = process.stdout.readline().split()[1]
         assert process.stdout.readline() == f"Listeners: {consumer.entries[uid]['listeners']}\n"
         process.send_signal(number)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert f"{signal.Signals(number).name}: released" in errors
     assert producer.entries == consumer.entries == {}
@@ -201,7 +202,7 @@ def test_signal_while_it_opens_rolls_back(pair, serve, ca):
         while not (producer.entries and consumer.entries):
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == user.EXIT_STOPPED
     assert "stopped: SIGTERM" in errors
     assert producer.entries == consumer.entries == {}
