@@ -127,7 +127,7 @@ class Stack:
         done = command("docker", "logs", service)
         return done.stdout + done.stderr
 
-    def exit_code(self, seconds: float = 60.0) -> int:
+    def exit_code(self, seconds: float = 180.0) -> int:
         """Wait for the client to end."""
         return int(docker("wait", "ministream", timeout=seconds))
 

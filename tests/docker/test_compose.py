@@ -22,8 +22,8 @@ NewStack = Callable[..., Stack]
 SMALL = {"MINISTREAM_DAQ_COLUMNS": 64, "MINISTREAM_DAQ_ROWS": 4, "MINISTREAM_DAQ_PROJECTIONS": 90}
 """A scan that needs no compiled kernels."""
 QUICK = {"MINISTREAM_SIRT_BACKEND": "numpy", "MINISTREAM_RECEIVER_SLICES": 0, "MINISTREAM_SIRT_WRITE_FREQ": 5}
-SLOW = {**SMALL, "MINISTREAM_DAQ_FRAME_RATE": 5}
-"""Eighteen seconds, in which something may happen."""
+SLOW = {**SMALL, "MINISTREAM_DAQ_FRAME_RATE": 2}
+"""Forty-five seconds, in which something may happen."""
 
 REACHES = 'for each in "$@"; do timeout 3 bash -c "exec 3<>/dev/tcp/$each" 2>/dev/null && echo $each; done; true'
 """Prints those of its HOST/PORT arguments that accept a connection."""
@@ -45,7 +45,7 @@ def test_a_phantom_crosses_both_gateways_into_the_output_volume(stack: NewStack,
         volume, about = file["data"][()], dict(file.attrs)
     assert (about["state"], about["angles_seen"], about["frames_lost"]) == ("complete", 180, 0)
     assert compare(volume, PhantomSource().truth()).pcc > 0.9
-    assert min(path.stat().st_mtime for path in files) - up.started < 60
+    assert min(path.stat().st_mtime for path in files) - up.started < 180
     logs = {service: up.log(service) for service in SERVICES}
     for service, said in {
         "producer": "scan ended",
@@ -143,7 +143,7 @@ def test_a_wrong_setting_is_told_at_once(stack: NewStack) -> None:
     began = time.monotonic()
     done = up.run()
     assert done.returncode != 0
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     assert "WINDOW_LENGHT" in done.stdout
     assert "window_length" in done.stdout
 
