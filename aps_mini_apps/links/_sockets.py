@@ -1,6 +1,6 @@
 """One ZeroMQ socket with all that a link needs of it: bind or connect, waits that can end, a clean end.
 
-Every `Line` has a context of its own, because that alone can tell when the last byte has left: `flush` closes
+A `Line` has a context of its own, because that alone can tell when the last byte has left: `flush` closes
 the socket and waits for the context's end. (Nothing is flushed when a process simply exits.) A socket that is
 closed without a flush drops what is still queued, unless `close` is given a moment for it.
 """
@@ -56,6 +56,9 @@ class Line:
     watched
         Follow who connects and leaves (`connections`). A peer whose machine is gone counts as gone after half a minute
         of silence, or, with frames under way to it, when the system gives up sending (a quarter of an hour).
+    after
+        Another line, which ends later: what this one sends leaves after what that one has sent before, since one thread
+        of their common context does both.
     """
 
     def __init__(
@@ -66,10 +69,12 @@ class Line:
         high_water_mark: int = 0,
         largest: int = LARGEST_FRAME,
         watched: bool = False,
+        after: "Line | None" = None,
     ) -> None:
         self.patience = patience
-        self._context = zmq.Context()
-        self.socket = self._context.socket(kind)
+        self._owns_context = after is None
+        self._context = zmq.Context() if after is None else after.socket.context
+        self.socket: zmq.Socket[bytes] = self._context.socket(kind)
         self.socket.linger = 0
         self.socket.sndhwm = self.socket.rcvhwm = high_water_mark
         self.socket.maxmsgsize = largest
@@ -157,7 +162,7 @@ class Line:
         wait is over. The waiting is done by a thread, since ZeroMQ's own can neither be sliced nor called off.
         """
         limit = self.patience.timeout
-        there = self.connections() > 0
+        there = self.connections(SLICE_MS) > 0  # who came a moment ago may not have been announced yet
         self._close_sockets(-1 if limit is None or there else math.ceil(1000 * limit) + 10 * SLICE_MS)
         last = threading.Thread(target=self._context.term, name="flush", daemon=True)
         last.start()
@@ -172,7 +177,8 @@ class Line:
         """Close, if that has not been done; what is still queued gets `linger` seconds to leave."""
         if not self.socket.closed:
             self._close_sockets(round(1000 * linger))
-            self._context.term()
+            if self._owns_context:
+                self._context.term()
 
     def _close_sockets(self, linger_ms: int) -> None:
         if self._monitor is not None:

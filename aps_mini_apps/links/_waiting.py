@@ -18,7 +18,8 @@ class Patience:
     def wait(self, ready: Callable[[], bool], complaint: str, *, alive: Callable[[], bool] = lambda: False) -> None:
         """Call `ready`, which itself waits for `SLICE` seconds at most, until it returns True.
 
-        While `alive` says that the other end is there, it is slow and not silent: its time begins anew.
+        While `alive` says that the other end is there, it is slow and not silent: its time begins anew. Whatever came
+        while this process itself was stopped is seen by a last look, after the time is over.
 
         Raises
         ------
@@ -27,14 +28,18 @@ class Patience:
         LinkTimeoutError
             With the text `complaint`, if the time is over.
         """
-        deadline = time.monotonic() + (self.timeout or 0.0)
+        deadline, last_look = time.monotonic() + (self.timeout or 0.0), False
         self.look()
         while not ready():
             self.look()
-            if self.timeout is not None and time.monotonic() > deadline - SLICE / 2:
-                if not alive():
-                    raise LinkTimeoutError(complaint)
-                deadline = time.monotonic() + self.timeout
+            if self.timeout is None or time.monotonic() < deadline - SLICE:
+                continue
+            if alive():
+                deadline, last_look = time.monotonic() + self.timeout, False
+            elif last_look:
+                raise LinkTimeoutError(complaint)
+            else:
+                last_look = True
 
     def look(self) -> None:
         """Raise `Stopped` if the flag was set."""

@@ -190,7 +190,7 @@ class Subscriber(TImageReceiver):
             lambda: self._line.connections(SLICE_MS) > 0,
             f"no connection to {self._endpoint} for {patience}; is the publisher running?",
         )
-        line = Line(zmq.REQ, patience).connect(endpoint)
+        line = Line(zmq.REQ, patience, after=self._line).connect(endpoint)
         try:
             for number in range(1, self._synch_count + 1):
                 complaint = (

@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from aps_mini_apps.frames import Frame, FrameKind, RowRange, Volume
 from aps_mini_apps.geometry import partition_rows
 from aps_mini_apps.links import FrameReceiver, FrameSender, LinkTimeoutError, memory
 from aps_mini_apps.links._sequence import SequenceCounter
+from aps_mini_apps.links._waiting import Patience
 from aps_mini_apps.links.pubsub import Publisher, Subscriber, VolumePublisher
 from aps_mini_apps.links.push import PullReceiver, PushSender
 from aps_mini_apps.links.tmq import TmqDistributor, TmqWorker
@@ -46,6 +48,12 @@ def send_some(sender: FrameSender, count: int, taken: list[int]) -> None:
 
 def drain(receiver: FrameReceiver) -> list[Frame]:
     return list(iter(receiver.receive, None))
+
+
+def hurry(end: FrameSender | FrameReceiver, seconds: float) -> None:
+    """Give an end less patience than it was opened with: making the connection may take its time."""
+    holder, name = (end._line, "patience") if hasattr(end, "_line") else (end, "_patience")
+    setattr(holder, name, Patience(getattr(holder, name).stop, seconds))
 
 
 @pytest.fixture
@@ -158,12 +166,12 @@ def test_a_reader_that_does_not_read_holds_the_sender_back(
     open_link: Opener, pool: ThreadPoolExecutor, request: pytest.FixtureRequest
 ) -> None:
     """For as long as it is connected: slow is not silent."""
-    connected = request.node.callspec.params["open_link"] != "memory"
-    waits = {"timeout": 0.3} if connected else {}
-    sender, receiver = open_link(capacity=2, **waits)
+    sender, receiver = open_link(capacity=2)
     greeting = pool.submit(receiver.receive)
     sender.send(make_frame(0))
     assert greeting.result().sequence == 0
+    if request.node.callspec.params["open_link"] != "memory":
+        hurry(sender, 0.3)
 
     taken: list[int] = []
     done = pool.submit(send_some, sender, 60, taken)
@@ -175,10 +183,11 @@ def test_a_reader_that_does_not_read_holds_the_sender_back(
 
 
 def test_silence_ends_in_a_sentence(open_link: Opener, pool: ThreadPoolExecutor) -> None:
-    sender, receiver = open_link(timeout=0.3)
+    sender, receiver = open_link()
     greeting = pool.submit(receiver.receive)
     sender.send(make_frame(412))
     assert greeting.result().sequence == 412
+    hurry(receiver, 0.3)
     with pytest.raises(LinkTimeoutError) as caught:
         receiver.receive()
     assert f"no frame from {sender.endpoint} for 0.3 s" in str(caught.value)
@@ -274,11 +283,12 @@ def test_the_end_waits_until_all_has_left(pool: ThreadPoolExecutor) -> None:
     """48 MiB are more than the system buffers: `end` may not return before the reader reads."""
     frames = 12
     with (
-        PushSender(FREE, queue_frames=2 * frames, timeout=0.3) as sender,
+        PushSender(FREE, queue_frames=2 * frames, timeout=PATIENCE) as sender,
         PullReceiver(sender.endpoint, queue_frames=1, timeout=PATIENCE) as receiver,
     ):
         for k in range(frames):
             sender.send(make_frame(k, shape=(1024, 1024)))
+        hurry(sender, 0.3)
         done = pool.submit(sender.end)
         with pytest.raises(TimeoutError):
             done.result(1.0)
@@ -316,12 +326,13 @@ def test_a_receiver_that_leaves_ends_the_wait_for_it(pool: ThreadPoolExecutor) -
 
 def test_strangers_at_the_port_are_not_taken_for_receivers(pool: ThreadPoolExecutor) -> None:
     """A port scanner that comes and goes must neither pass for a receiver nor hide the one that is there."""
-    with PushSender(FREE, queue_frames=2, timeout=0.3) as sender:
+    with PushSender(FREE, queue_frames=2, timeout=PATIENCE) as sender:
         port = int(sender.endpoint.rpartition(":")[2])
         with PullReceiver(sender.endpoint, queue_frames=1, timeout=PATIENCE) as receiver:
             greeting = pool.submit(receiver.receive)
             sender.send(make_frame(0))
             greeting.result()
+            hurry(sender, 0.3)
             for rubbish in (b"", b"GET / HTTP/1.1\r\n\r\n" * 4):
                 with socket.create_connection(("127.0.0.1", port)) as stranger:
                     stranger.sendall(rubbish)
@@ -353,7 +364,7 @@ def test_a_receiver_that_comes_back_is_served(pool: ThreadPoolExecutor) -> None:
         for _ in range(3):
             with PullReceiver(sender.endpoint, timeout=PATIENCE) as receiver:
                 arriving = pool.submit(receiver.receive)
-                while not arriving.done():
+                while not futures.wait([arriving], 0.05).done:  # many at once would fill all queues
                     sender.send(make_frame(next(numbers), shape=(64, 64)))
                 assert arriving.result() is not None
 
@@ -551,9 +562,11 @@ def test_synch_messages_that_are_not_answered_are_named(silent_port: str) -> Non
     with (
         Publisher(FREE, timeout=PATIENCE) as sender,
         Subscriber(sender.endpoint, synch_endpoint=silent_port, timeout=0.4) as receiver,
-        pytest.raises(LinkTimeoutError, match=f"synch message 1 of 1 was not answered from {silent_port}"),
     ):
-        receiver.receive()
+        while not receiver._line.connections(100):
+            pass
+        with pytest.raises(LinkTimeoutError, match=f"synch message 1 of 1 was not answered from {silent_port}"):
+            receiver.receive()
 
 
 def test_synch_messages_that_do_not_come_are_counted(peer: Peer) -> None:
@@ -561,6 +574,8 @@ def test_synch_messages_that_do_not_come_are_counted(peer: Peer) -> None:
         request = peer(zmq.REQ)
         request.connect(sender.synch_endpoint)
         request.send(b"")
+        while not sender._synch.socket.poll(100):
+            pass
         with pytest.raises(LinkTimeoutError, match=f"1 of 2 synch messages came to {sender.synch_endpoint}"):
             sender.send(make_frame())
 
@@ -801,6 +816,8 @@ def test_workers_that_never_ask_are_named(peer: Peer) -> None:
         worker = peer(zmq.REQ)
         worker.connect(distributor.endpoint)
         worker.send(HEADER.pack(0, 0x01, 32) + struct.pack("<2I", 0, 2))
+        while not distributor.senders[0]._line.socket.poll(100):
+            pass
         second = distributor.senders[1].endpoint
         with pytest.raises(LinkTimeoutError, match=f"worker 1 sent no InfoRequest to {second} for 0.3 s"):
             distributor.workers()

@@ -148,7 +148,7 @@ def test_a_sender_without_a_receiver_does_not_stay_for_its_last_words() -> None:
             raise UserError("nobody hears this")
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(UserError, match="nobody hears this"):
-        pool.submit(leave).result(2.0)
+        pool.submit(leave).result(6.0)
 
 
 def test_a_log_is_heard_and_repeated_without_being_changed() -> None:
