@@ -104,7 +104,7 @@ def test_a_killed_program_ends_the_run_by_name(start: Start, tmp_path: Path, vic
         assert written == ["in progress"]
     else:  # the last window is kept, and says what happened
         assert written[-1] == "SIGTERM"
-        assert len(written) == 2
+        assert written[:-1] in ([], ["in progress"])
     assert no_traceback(run)
 
 
@@ -118,7 +118,7 @@ def test_the_programs_of_a_killed_run_end_by_themselves(start: Start, tmp_path: 
     programs = list(children(run.process.pid).values())
     assert programs
     run.process.kill()
-    assert all_gone(programs, 5.0)
+    assert all_gone(programs, 30.0)
     states(tmp_path / "output")
 
 
@@ -135,7 +135,7 @@ def test_a_closed_output_ends_the_run_and_its_programs(tmp_path: Path) -> None:
         assert run.stderr is not None
         assert b"Traceback" not in run.stderr.read()
     assert len(programs) == 3
-    assert all_gone(programs, 5.0)
+    assert all_gone(programs, 30.0)
 
 
 @pytest.mark.parametrize(
@@ -358,13 +358,17 @@ LOSSES: dict[str, Callable[[Path], None]] = {"removed": shutil.rmtree, "a file":
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_an_output_folder_lost_in_mid_scan(start: Start, tmp_path: Path, loss: str) -> None:
-    endpoint = feed([message(k) for k in range(4)])
-    worker = start_worker(start, endpoint, "--write-freq", "4", "--timeout", "2")
+def test_an_output_folder_lost_in_mid_scan(start: Start, tmp_path: Path, open_socket: OpenSocket, loss: str) -> None:
+    sender = open_socket(zmq.PUSH)
+    port = sender.bind_to_random_port("tcp://127.0.0.1")
+    worker = start_worker(start, f"tcp://127.0.0.1:{port}", "--write-freq", "4")
+    sender.send(message(0))
     worker.wait_for("file written")
     LOSSES[loss](tmp_path / "out")
+    for frame in (message(1), message(2), message(3), timage.END_OF_SCAN):
+        sender.send(frame)
     assert worker.finish() == 2
-    assert "cannot write out/000003-recon.h5: No" in worker.errors[-1]
+    assert "cannot write out/000004-recon.h5: No" in worker.errors[-1]
     assert no_traceback(worker)
 
 

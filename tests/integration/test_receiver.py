@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,19 +66,6 @@ def states(folder: Path) -> list[str]:
         with h5py.File(path) as file:
             found.append(str(file.attrs["state"]))
     return found
-
-
-def free_ports(count: int) -> int:
-    """Return the first of some ports, one after the other, that were free a moment ago."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            base = first.getsockname()[1]
-            try:
-                for port in range(base + 1, base + count):
-                    socket.create_server(("127.0.0.1", port)).close()
-            except OSError:
-                continue
-            return int(base)
 
 
 # ---- the receiver by itself: the producer's entrance is its listener
@@ -165,11 +151,11 @@ def test_whatever_ends_a_run_the_receiver_tells_why_and_keeps_what_was_written(s
 
 
 def test_workers_elsewhere_share_the_rows_and_one_that_vanishes_fails_the_run(start: Start, tmp_path: Path) -> None:
-    receiver = start_receiver(start, "--no-report", "--remote-workers", "2", "--vanished", "3")
+    receiver = start_receiver(start, "--no-report", "--remote-workers", "2", "--vanished", "8")
     where = ("--receiver", f"https://{receiver.address}")
     workers = {name: start("worker", *where, "--name", name) for name in ("anna", "bert")}
     for environment, state in ((SHORT, "complete"), (LONG, "failed")):
-        first = free_ports(2)
+        first = some_port(2)
         producer = start("producer", "--bind", f"tcp://127.0.0.1:{first}", "--health", "127.0.0.1:0", "--workers", "2",
             **environment,
         )  # fmt: skip
@@ -246,7 +232,7 @@ def serving(folder: Path, name: str, ports: str) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateways]:
     folder = tmp_path_factory.mktemp("gw")
-    first = free_ports(80)
+    first = some_port(80)
     with (
         serving(folder, "p2cs", f"{first}-{first + 39}") as producer,
         serving(folder, "c2cs", f"{first + 40}-{first + 79}") as consumer,

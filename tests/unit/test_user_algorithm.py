@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
+from aps_mini_apps.sirt import user_algorithm
 from aps_mini_apps.sirt.projectors import make_projector
 from aps_mini_apps.sirt.user_algorithm import UserAlgorithm, choose_algorithm
 from ministream.base.errors import UserError
@@ -79,7 +80,10 @@ def test_a_saved_edit_is_taken_at_the_next_window_and_the_volume_is_kept(bench: 
     assert log[0]["version"] == first != bench.algorithm.about()["algorithm_version"] == log[2]["version"]
 
 
-def test_an_edit_of_the_same_length_within_one_tick_of_the_clock_is_seen(bench: Bench) -> None:
+def test_an_edit_of_the_same_length_within_one_tick_of_the_clock_is_seen(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_algorithm, "CLOCK_TICK", 60.0)
     bench.load(adding(1))
     times = bench.path.stat()
     bench.save(adding(2))
@@ -87,15 +91,17 @@ def test_an_edit_of_the_same_length_within_one_tick_of_the_clock_is_seen(bench: 
     assert np.all(bench.fold() == 2)
 
 
-def test_a_file_that_is_being_written_waits_for_the_next_window(bench: Bench) -> None:
+def test_a_file_that_is_being_written_waits_for_the_next_window(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_algorithm, "SETTLED", 30.0)
+    monkeypatch.setattr(user_algorithm, "EMPTIED", 120.0)
     bench.load(adding(1)).fold()
     whole = adding(2)
     with capture_logs() as log:
-        bench.save("", seconds_ago=1.0)
+        bench.save("", seconds_ago=60.0)
         assert np.all(bench.fold() == 2)
         bench.save(whole[: len(whole) // 2], seconds_ago=0.0)
         assert np.all(bench.fold() == 3)
-        bench.save(whole)
+        bench.save(whole, seconds_ago=60.0)
         assert np.all(bench.fold() == 5)
     assert [event["log_level"] for event in log] == ["info"]
 
