@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Iterator
 from itertools import islice
 from typing import Annotated, Any
 
@@ -33,6 +32,8 @@ OPERATORS = frozenset({"operator", *Site})
 """Whose tokens open the routes between the sites: the sites' own, and those who check and repair."""
 
 RETRY = {"Retry-After": "10"}
+
+UNBUFFERED = {"X-Accel-Buffering": "no"}
 
 SIGN = 2.0
 """Seconds between two signs of life while a file is read: whoever asked would hang up after a minute of silence."""
@@ -163,12 +164,14 @@ class Api:
 
     def copies(self, *, read: bool = False) -> StreamingResponse:
         """List all that is on record or on the disk, a line of JSON each, in order of the ids."""
-        return StreamingResponse(_gathered(self._copies(read)), media_type="application/x-ndjson")
+        lines = _gathered(self._copies(read), 1 if read else LINES)
+        return StreamingResponse(_with_signs(lines), media_type="application/x-ndjson", headers=UNBUFFERED)
 
     def copy(self, id_: str, *, read: bool = False) -> StreamingResponse:
         """Return what is on record of a file, and whether its bytes are there; with `read`, whether they are good."""
-        look = partial(self._copy, self._entry(id_), read=read)
-        return StreamingResponse(_with_signs(look), media_type="application/json", headers={"X-Accel-Buffering": "no"})
+        entry = self._entry(id_)
+        looks = (self._copy(entry, read=read).model_dump_json() for _ in range(1))
+        return StreamingResponse(_with_signs(looks), media_type="application/json", headers=UNBUFFERED)
 
     def content_here(self, id_: str) -> Response:
         """Return the bytes of a file that lies here."""
@@ -278,18 +281,21 @@ def _no_message(number: int) -> HTTPException:
     return HTTPException(404, f"no message of the number {number} is set aside")
 
 
-def _gathered(lines: Iterator[str]) -> Iterator[str]:
-    """Join lines: each that is yielded costs a change of threads."""
-    while some := list(islice(lines, LINES)):
+def _gathered(lines: Iterator[str], count: int = LINES) -> Iterator[str]:
+    """Join `count` lines: each that is yielded costs a change of threads."""
+    while some := list(islice(lines, count)):
         yield "".join(some)
 
 
-async def _with_signs(look: Callable[[], Copy]) -> AsyncIterator[str]:
-    """Yield what `look` finds, as JSON, after a blank for each `SIGN` seconds that it takes."""
-    looking = asyncio.create_task(run_in_threadpool(look))
-    while not (await asyncio.wait({looking}, timeout=SIGN))[0]:
-        yield " "
-    yield looking.result().model_dump_json()
+async def _with_signs(parts: Iterator[str]) -> AsyncIterator[str]:
+    """Yield the parts of an answer in JSON, before each a blank for every `SIGN` seconds that it takes to make."""
+    while True:
+        making = asyncio.create_task(run_in_threadpool(next, parts, ""))
+        while not (await asyncio.wait({making}, timeout=SIGN))[0]:
+            yield " "
+        if not (part := making.result()):
+            return
+        yield part
 
 
 async def _tell_refused(_request: Request, error: Exception) -> JSONResponse:

@@ -63,7 +63,7 @@ class Peer:
         """Yield what it says of all its files in order of their ids; with `read`, it reads and digests each."""
         options = {"read": "yes"} if read else {}
         try:
-            with self._client.stream("GET", "/copies", params=options, timeout=None) as answer:
+            with self._client.stream("GET", "/copies", params=options) as answer:
                 if answer.status_code != 200:
                     answer.read()
                     raise _refused(self.url, answer)
