@@ -11,7 +11,8 @@ def some_port(count: int = 1) -> int:
     """Return the first of `count` ports that no other test process takes."""
     process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PROCESSES
     first = _FIRST + process * _EACH
-    while not _are_free(port := random.randrange(first, first + _EACH - count), count):
+    chance = random.SystemRandom()  # Hypothesis seeds the other one: all runs would take the same ports
+    while not _are_free(port := chance.randrange(first, first + _EACH - count), count):
         pass
     return port
 

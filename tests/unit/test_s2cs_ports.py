@@ -169,4 +169,4 @@ class TestPool(Pool.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        Pool.ports = unused_ports(20)  # not in an example, where chance is seeded: all test runs would take the same
+        Pool.ports = unused_ports(20)
