@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 
 from tests.delivery.intake_service import Intake, cut
-from tests.delivery.sync_programs import Program, free_port
+from tests.delivery.sync_programs import Program, free_port, until
 
 CHUNK, FILE = 64 << 10, 6 << 20
 HEADERS = 1500
@@ -102,6 +102,7 @@ class Trial:
                 self._repeat(content)
             self.faults[kind] += 1
         assert client.process.returncode == 0, client.said()
+        until(lambda: self._stored(name), f"{name} to have its name")
         assert self._stored(name) == [content]
 
     def _client(self, name: str) -> Program:
