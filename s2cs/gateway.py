@@ -51,6 +51,9 @@ _PEER_CERTIFICATE = "peer.crt"
 _DRAINING = "the control server is being ended; ask again when it is back"
 _RETURNING = (State.GREETED, State.STREAMING)
 
+STOOD_STILL = 10.0
+"""Seconds between two sweeps, after which the server, its machine or its clock is taken to have been stopped."""
+
 _NO_TRAFFIC = Traffic(bytes_in=0, bytes_out=0, connections=0)
 
 T = TypeVar("T")
@@ -93,6 +96,7 @@ class Gateway:
         self._greetings: dict[tuple[str, str], tuple[float, tuple[str, ...]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._swept = time.time()
 
     async def request(self, identity: Identity, wish: Wish) -> Answer:
         """Take in a session, wait until it is greeted, and tell its listeners."""
@@ -177,6 +181,12 @@ class Gateway:
     async def sweep(self) -> None:
         """End the sessions whose time is over; forget old ones, and greetings whose request never came."""
         now = time.time()
+        if now - self._swept > STOOD_STILL:
+            log.get_logger().warning("stood still: all times begin anew", seconds=round(now - self._swept))
+            for live in self._live.values():
+                if live.session.state.live:
+                    self._begin_anew(live.session)
+        self._swept = now
         self._forget_old()
         self._greetings = {
             key: kept for key, kept in self._greetings.items() if now < kept[0] + self._terms.request_timeout
@@ -387,6 +397,12 @@ class Gateway:
         async with live.lock:
             await self._end(live, change)
 
+    def _begin_anew(self, session: Session) -> None:
+        """Give a session all its time again: while no server ran, nobody could greet, use or renew it."""
+        session.touch()
+        session.renew()
+        session.deadline = time.time() + self._terms.request_timeout
+
     def _take_back(self, session: Session) -> _Live | None:
         """Take in a session of the server that ran here before; None if its ports or keys are not there any more."""
         folder = self._terms.folder / session.uid
@@ -398,9 +414,7 @@ class Gateway:
             session.fail(str(error))
             return None
         live = _Live(session, folder, keys)
-        session.touch()
-        session.renew()
-        session.deadline = time.time() + self._terms.request_timeout
+        self._begin_anew(session)
         live.moved.set()
         self._sessions.add(session)
         self._live[session.uid] = live

@@ -205,6 +205,26 @@ def test_a_tunnel_that_nobody_renews_any_more_ends(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.parametrize("stood_still", [True, False])
+def test_a_server_that_stood_still_gives_everybody_time_to_renew(tmp_path: Path, stood_still: bool) -> None:
+    """As a machine does that is moved, or sleeps, or whose clock is set."""
+
+    async def work() -> None:
+        async with serving(tmp_path, plaintext=True, lease=60) as side:
+            gateway = side.server.gateway
+            uid, _ = await open_plainly(side, "127.0.0.1:9")
+            await side.renew(pb.RenewRequest(uid=uid))
+            gateway._live[uid].session.lease_until -= 1000
+            gateway._swept -= 1000 * stood_still
+            await gateway.sweep()
+            if stood_still:
+                assert (await side.state(uid)).lease_left_seconds > 30
+            else:
+                assert gateway.free_ports == 200
+
+    run(work())
+
+
 def test_a_tunnel_that_nobody_uses_ends(tmp_path: Path) -> None:
     async def work() -> None:
         async with serving(tmp_path, plaintext=True, idle=1) as side:
