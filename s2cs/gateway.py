@@ -51,9 +51,6 @@ _PEER_CERTIFICATE = "peer.crt"
 _DRAINING = "the control server is being ended; ask again when it is back"
 _RETURNING = (State.GREETED, State.STREAMING)
 
-STOOD_STILL = 10.0
-"""Seconds between two sweeps, after which the server, its machine or its clock is taken to have been stopped."""
-
 _NO_TRAFFIC = Traffic(bytes_in=0, bytes_out=0, connections=0)
 
 T = TypeVar("T")
@@ -96,7 +93,6 @@ class Gateway:
         self._greetings: dict[tuple[str, str], tuple[float, tuple[str, ...]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._draining = False
-        self._swept = time.time()
 
     async def request(self, identity: Identity, wish: Wish) -> Answer:
         """Take in a session, wait until it is greeted, and tell its listeners."""
@@ -181,18 +177,19 @@ class Gateway:
     async def sweep(self) -> None:
         """End the sessions whose time is over; forget old ones, and greetings whose request never came."""
         now = time.time()
-        if now - self._swept > STOOD_STILL:
-            log.get_logger().warning("stood still: all times begin anew", seconds=round(now - self._swept))
-            for live in self._live.values():
-                if live.session.state.live:
-                    self._begin_anew(live.session)
-        self._swept = now
         self._forget_old()
         self._greetings = {
             key: kept for key, kept in self._greetings.items() if now < kept[0] + self._terms.request_timeout
         }
         due = [self._live[session.uid] for session in self._sessions.due(now) if session.uid in self._live]
         await asyncio.gather(*(self._expire(live) for live in due))
+
+    def forgive_pause(self, seconds: float) -> None:
+        """Give all sessions their time again, after the server stood still for so long."""
+        log.get_logger().warning("stood still: all times begin anew", seconds=round(seconds))
+        for live in self._live.values():
+            if live.session.state.live:
+                self._begin_anew(live.session)
 
     async def note_traffic(self) -> None:
         """Note which tunnels are in use: the idle time of the others runs on."""

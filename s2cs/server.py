@@ -39,6 +39,9 @@ from s2cs.terms import Terms
 SWEEP, TRAFFIC = 0.5, 5.0
 """Seconds between two looks for sessions whose time is over, and between two looks at their traffic."""
 
+STOOD_STILL = 10.0
+"""Seconds by which the watch may wake late; after more, the server, its machine or its clock has been stopped."""
+
 GRACE = 2.0
 """Seconds that calls have to finish when the server ends."""
 
@@ -180,7 +183,10 @@ class ControlServer:
             if time.monotonic() >= next_look:
                 await self.gateway.note_traffic()
                 next_look = time.monotonic() + min(TRAFFIC, self._settings.idle / 4 or TRAFFIC)
+            asleep = time.time()  # the work itself may take long: containers end slowly
             await asyncio.sleep(SWEEP)
+            if (late := time.time() - asleep - SWEEP) > STOOD_STILL:
+                self.gateway.forgive_pause(late)
 
 
 def main(settings: ServerSettings) -> int:
