@@ -169,8 +169,7 @@ class Api:
 
     def copy(self, id_: str, *, read: bool = False) -> StreamingResponse:
         """Return what is on record of a file, and whether its bytes are there; with `read`, whether they are good."""
-        entry = self._entry(id_)
-        looks = (self._copy(entry, read=read).model_dump_json() for _ in range(1))
+        looks = (self._copy(entry, read=read).model_dump_json() for entry in [self._entry(id_)])
         return StreamingResponse(_with_signs(looks), media_type="application/json", headers=UNBUFFERED)
 
     def content_here(self, id_: str) -> Response:
